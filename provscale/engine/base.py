@@ -1,0 +1,193 @@
+"""The engine: everything that depends on how many processes train and how they share the work.
+
+`Engine` itself is one process or DDP, through Accelerate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from provscale.config import Config
+from provscale.errors import UserError
+from provscale.guidance import GuidedStep
+from provscale.sample import Sample
+from provscale.tracking import console
+
+
+class Engine:
+    """One process, or several that hold the whole model each (DDP).
+
+    Attributes:
+        name: written into checkpoints; one engine cannot read another's.
+    """
+
+    name = "ddp"
+
+    def __init__(self, config: Config) -> None:
+        handlers: list[Any] = [
+            # The trainer averages buffers itself, on every engine alike.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ]
+        if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        # Precision is the step's own business (autocast inside it), so engines do not change numbers.
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            gradient_accumulation_steps=config.train.accumulation,
+            kwargs_handlers=handlers,
+            log_with=None if config.tracking.wandb == "disabled" else "wandb",
+            **self.accelerator_arguments(),
+        )
+        self.config = config
+        self.prepared: Any = None
+        self.optimizer: Any = None
+
+    def accelerator_arguments(self) -> dict[str, Any]:
+        return {"cpu": not torch.cuda.is_available()}
+
+    # ---- who and where -------------------------------------------------------------------------------------------
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    # ---- training ------------------------------------------------------------------------------------------------
+    def prepare(self, step: GuidedStep, optimizer: torch.optim.Optimizer) -> None:
+        """Hands step and optimizer to the engine. `step` stays usable by name of its parameters."""
+        self.step = step
+        self.prepared, self.optimizer = self.accelerator.prepare(step, optimizer)
+
+    def losses(self, sample: Sample) -> dict[str, Tensor]:
+        """One training forward pass; see `GuidedStep.forward`."""
+        anchor = torch.zeros((), device=self.device, requires_grad=True)
+        return self.prepared(sample, anchor)
+
+    def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:
+        """A forward pass for evaluation; all processes must take part."""
+        return self.prepared(sample, outputs=outputs)
+
+    def accumulate(self) -> Any:
+        """Context of one micro-batch."""
+        return self.accelerator.accumulate(self.prepared)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def update(self) -> None:
+        """Clips if the config says so, steps and clears gradients; does nothing within an accumulation."""
+        if self.accelerator.sync_gradients and self.config.optim.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.step.parameters(), self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def check_gradient(self, sample: Sample, name: str) -> Tensor:
+        """The gradient, averaged over processes, that the optimizer would get for one parameter of the network."""
+        self.accelerator.backward(self.losses(sample)["loss"])
+        gradient = self.network.get_parameter(name).grad
+        assert gradient is not None
+        gradient = gradient.detach().clone() * self.config.train.accumulation
+        self.optimizer.zero_grad()
+        return gradient
+
+    # ---- agreement -----------------------------------------------------------------------------------------------
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over processes."""
+        return self.accelerator.reduce(values, "mean")
+
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable object of every process, in rank order, on every process."""
+        return gather_object([value])
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Runs `action` on the main process; every process gets its result, or its UserError or OSError."""
+        result: Any = None
+        problem = ""
+        if self.is_main:
+            try:
+                result = action()
+            except (UserError, OSError) as error:
+                problem = str(error)
+        result, problem = self.gather((result, problem))[0]
+        if problem:
+            raise UserError(problem)
+        return result
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def print(self, text: str) -> None:
+        """A line on standard error, from the main process only."""
+        if self.is_main:
+            console.print(text, highlight=False, markup=False)
+
+    def average_buffers(self) -> None:
+        """Makes floating-point buffers (BatchNorm statistics) equal: their mean over processes."""
+        if self.world_size == 1:
+            return
+        buffers = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    # ---- state ---------------------------------------------------------------------------------------------------
+    @property
+    def network(self) -> nn.Module:
+        return self.step.network
+
+    def network_state(self) -> dict[str, Tensor]:
+        """The whole network's state on the CPU; all processes must call it."""
+        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of every parameter and buffer of the network by name."""
+        return {name: list(value.shape) for name, value in self.network.state_dict().items()}
+
+    def check_world_size(self, saved: int, folder: Path) -> None:
+        """Raises UserError when a checkpoint of `saved` processes cannot be read by this engine's number."""
+
+    def save(self, folder: Path) -> None:
+        """Writes model and optimizer into a folder; all processes must call it."""
+        if self.is_main:
+            save_file(self.network_state(), folder / "model.safetensors")
+            torch.save(self.optimizer.optimizer.state_dict(), folder / "optimizer.pt")
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote; all processes must call it."""
+        self.network.load_state_dict(load_file(folder / "model.safetensors", device="cpu"))
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        self.optimizer.optimizer.load_state_dict(state)
+
+
+def check_supported(network: nn.Module, world_size: int) -> None:
+    """Raises UserError for modules that cannot be differentiated twice in this setting."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.SyncBatchNorm) and world_size > 1:
+            raise UserError(
+                f"model: layer '{name}' is a SyncBatchNorm, which has no second derivative over several processes; "
+                "use BatchNorm (statistics per process), GroupNorm, or one process"
+            )

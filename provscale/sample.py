@@ -1,0 +1,168 @@
+"""The one sample type, from the loader to the loss.
+
+    data set -> Item -> (transform) -> collate -> Sample -> synthesis -> Sample -> guidance, evaluation
+
+Shapes: B samples, C channels, H x W pixels; skeleton sequences have P persons x F frames x E elements instead of
+C x H x W. Nothing here, in the loss or in the step knows which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from provscale.errors import UserError
+
+
+@dataclass
+class Item:
+    """What a data set returns for one index, before transforms.
+
+    Attributes:
+        inputs: image as `tv_tensors.Image` uint8 [C, H, W], or any float tensor of the network's input shape.
+        target: class, 0-based.
+        name: file name or other identity, shown in errors and reports.
+        is_synthetic: True for an edited image, whose provenance is known.
+        source: the unedited image of an edited one, same size as `inputs`.
+        provenance_mask: `tv_tensors.Mask` [1, H, W], 1 = unedited element; None = derived from `source`.
+        valid_mask: float tensor of the shape of `inputs`, 0 = padding; None = everything is valid.
+        annotations: what only evaluation needs, e.g. `group` (int), `box` (tv_tensors.BoundingBoxes, xyxy),
+            `object_mask` (tv_tensors.Mask [1, H, W]).
+    """
+
+    inputs: Tensor
+    target: int
+    name: str
+    is_synthetic: bool = False
+    source: Tensor | None = None
+    provenance_mask: Tensor | None = None
+    valid_mask: Tensor | None = None
+    annotations: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Sample:
+    """A batch of B samples with their provenance.
+
+    Attributes:
+        inputs: [B, ...] float, what the network sees (x~ of the paper once synthesised).
+        targets: [B, K] int64 classes. K = 1: hard label. K = 2: soft label, sources A and B.
+        mixing_weight: [B] float32 in [0, 1], lambda: the share of source A. 1 for hard labels.
+        provenance_mask: [B, 1 or C, ...] float32 in [0, 1], broadcastable to `inputs`; 1 = from A / unedited.
+        is_synthetic: [B] bool; only these contribute guidance.
+        index: [B] int64 position in the data set; the key of per-sample randomness and of error messages.
+        guided: host-side: whether any sample is synthetic (avoids a device synchronisation).
+        valid_mask: broadcastable to `inputs`, 0 = padding, on which guidance does not act; None = all valid.
+        annotations: [B, ...] tensors for evaluation (`group` int64 [B], `box` float32 [B, 4] xyxy in pixels,
+            `object_mask` float32 [B, 1, H, W]).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mixing_weight: Tensor
+    provenance_mask: Tensor
+    is_synthetic: Tensor
+    index: Tensor
+    guided: bool = False
+    valid_mask: Tensor | None = None
+    annotations: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def real(cls, inputs: Tensor, labels: Tensor, index: Tensor | None = None) -> Sample:
+        """A batch of ordinary samples: `inputs` [B, ...], `labels` [B] int64, `index` [B] (default 0..B-1)."""
+        size = inputs.shape[0]
+        device = inputs.device
+        return cls(
+            inputs=inputs,
+            targets=labels[:, None],
+            mixing_weight=torch.ones(size, device=device),
+            provenance_mask=torch.ones(size, 1, *inputs.shape[2:], device=device),
+            is_synthetic=torch.zeros(size, dtype=torch.bool, device=device),
+            index=torch.arange(size, device=device) if index is None else index,
+        )
+
+    def __len__(self) -> int:
+        return int(self.inputs.shape[0])
+
+    @property
+    def soft(self) -> bool:
+        """True when every target is a pair of classes (two mixed sources)."""
+        return self.targets.shape[1] == 2
+
+    def map(self, function: Any) -> Sample:
+        """A copy with `function(tensor)` in place of every tensor."""
+        changed: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                changed[entry.name] = function(value)
+        changed["annotations"] = {key: function(value) for key, value in self.annotations.items()}
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> Sample:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Sample:
+        """Called by the DataLoader when it pins memory."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def __getitem__(self, rows: slice | Tensor) -> Sample:
+        """The samples of the given rows (a slice or an index tensor)."""
+        return self.map(lambda tensor: tensor[rows])
+
+
+def collate(items: Sequence[Item], indices: Sequence[int]) -> Sample:
+    """Stacks transformed items into a batch.
+
+    Args:
+        items: transformed items; `inputs` are float tensors of one shape.
+        indices: their positions in the data set.
+
+    Raises:
+        UserError: a label or mask that does not fit, inputs of different shapes, or a NaN in the inputs; the
+            message names the item.
+    """
+    first = items[0]
+    for item in items:
+        check_item(item, first)
+    inputs = torch.stack([item.inputs.as_subclass(Tensor) for item in items])
+    sample = Sample.real(inputs, torch.tensor([item.target for item in items]), torch.tensor(list(indices)))
+    sample.is_synthetic = torch.tensor([item.is_synthetic for item in items])
+    sample.guided = any(item.is_synthetic for item in items)
+    for row, item in enumerate(items):
+        if item.provenance_mask is not None:
+            sample.provenance_mask[row] = item.provenance_mask.as_subclass(Tensor)
+    if first.valid_mask is not None:
+        sample.valid_mask = torch.stack([item.valid_mask for item in items])  # type: ignore[misc]
+    sample.annotations = {
+        key: torch.stack([torch.as_tensor(item.annotations[key]).as_subclass(Tensor).squeeze(0) if key == "box"
+                          else torch.as_tensor(item.annotations[key]).as_subclass(Tensor) for item in items])
+        for key in first.annotations
+    }  # fmt: skip
+    return sample
+
+
+def check_item(item: Item, first: Item) -> None:
+    """Raises UserError when `item` cannot be trained on or does not stack with `first`."""
+    if item.inputs.shape != first.inputs.shape:
+        raise UserError(
+            f"{item.name}: inputs have shape {tuple(item.inputs.shape)}, those of {first.name} have "
+            f"{tuple(first.inputs.shape)}; all must have one shape"
+        )
+    if not torch.isfinite(item.inputs).all():
+        raise UserError(f"{item.name}: the inputs contain NaN or infinity; remove or repair this file")
+    mask = item.provenance_mask
+    if mask is None:
+        return
+    if mask.shape[1:] != item.inputs.shape[1:]:
+        raise UserError(
+            f"{item.name}: the mask has size {tuple(mask.shape[1:])}, the image {tuple(item.inputs.shape[1:])}; "
+            "they must be equal"
+        )
+    low, high = float(mask.min()), float(mask.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise UserError(f"{item.name}: mask values span [{low:g}, {high:g}]; allowed is [0, 1], 1 = unedited element")

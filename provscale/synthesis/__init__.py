@@ -1,0 +1,30 @@
+"""Syntheses: inputs and their provenance, made together."""
+
+from provscale.config import SynthesisConfig
+from provscale.errors import UserError
+from provscale.synthesis.ablation import random_mask
+from provscale.synthesis.base import SYNTHESES, Key, Mixing, Synthesis, neighbours
+from provscale.synthesis.cutmix import CutMix
+from provscale.synthesis.edited import Edited
+from provscale.synthesis.resizemix import ResizeMix
+
+__all__ = [
+    "SYNTHESES",
+    "CutMix",
+    "Edited",
+    "Key",
+    "Mixing",
+    "ResizeMix",
+    "Synthesis",
+    "build_synthesis",
+    "neighbours",
+    "random_mask",
+]
+
+
+def build_synthesis(config: SynthesisConfig) -> Synthesis:
+    """The synthesis a config asks for. Raises UserError: unknown name or option."""
+    try:
+        return SYNTHESES[config.name](**config.options)
+    except TypeError as error:
+        raise UserError(f"synthesis.options: {config.options} does not fit '{config.name}': {error}") from None

@@ -1,0 +1,43 @@
+"""CutMix (Yun et al., ICCV 2019), with its mask kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from provscale.errors import UserError
+from provscale.sample import Sample
+from provscale.synthesis.base import SYNTHESES, Mixing, mixed
+from provscale.synthesis.boxes import outside_boxes
+
+
+def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: float) -> tuple[int, int, int, int]:
+    """One box x0, y0, x1, y1 (exclusive ends): lambda ~ Beta(b, b), sides sqrt(1 - lambda) of the image's, centre
+    uniform, clipped to the image."""
+    ratio = np.sqrt(1 - generator.beta(beta, beta))
+    cut_h, cut_w = int(height * ratio), int(width * ratio)
+    y, x = int(generator.integers(height)), int(generator.integers(width))
+    x0, x1 = max(x - cut_w // 2, 0), min(x + cut_w // 2, width)
+    y0, y1 = max(y - cut_h // 2, 0), min(y + cut_h // 2, height)
+    return x0, y0, x1, y1
+
+
+@SYNTHESES.register("cutmix")
+class CutMix(Mixing):
+    """Pastes a box of B into A, one box a sample. lambda is the share of A recomputed from the clipped box.
+
+    Args:
+        beta: parameter b of Beta(b, b); the paper's peers use 1.
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        if not beta > 0:
+            raise UserError(f"synthesis.options.beta: is {beta}, must be above 0")
+        self.beta = beta
+
+    def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
+        height, width = sample.inputs.shape[-2:]
+        boxes = torch.tensor([cutmix_box(generator, height, width, self.beta) for generator in generators])
+        mask = outside_boxes(boxes.to(sample.inputs.device), height, width)
+        inputs = torch.where(mask.bool(), sample.inputs, partners.inputs)
+        return mixed(sample, partners, inputs, mask, mask.mean(dim=(1, 2, 3)))

@@ -1,0 +1,66 @@
+"""ResizeMix (Qin et al., 2020), with its mask kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from provscale.errors import UserError
+from provscale.sample import Sample
+from provscale.synthesis.base import SYNTHESES, Mixing, mixed
+from provscale.synthesis.boxes import outside_boxes
+
+
+def resize_weights(starts: Tensor, ends: Tensor, size: int) -> Tensor:
+    """Matrices that shrink a line of `size` pixels into [start, end) of a line of the same size.
+
+    Row o of matrix b holds the weights of the source pixels for output pixel o: a triangle filter as wide as the
+    reduction (bilinear with antialiasing, as `torch.nn.functional.interpolate(..., antialias=True)`), zero outside
+    the target range. One matrix a sample makes any mix of sizes two batched matrix products.
+
+    Args:
+        starts, ends: [B] int64, ends exclusive, 1 <= end - start <= size.
+
+    Returns:
+        [B, size, size] float32.
+    """
+    length = (ends - starts).float()[:, None, None]
+    scale = size / length
+    output = torch.arange(size, device=starts.device)[None, :, None] - starts[:, None, None]
+    source = torch.arange(size, device=starts.device).float()[None, None, :]
+    centre = scale * (output.float() + 0.5)
+    weights = (1 - (source + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-12)
+    return weights * ((output >= 0) & (output < length))
+
+
+@SYNTHESES.register("resizemix")
+class ResizeMix(Mixing):
+    """Shrinks the whole of B and pastes it inside A. lambda = 1 - share of the pasted area.
+
+    Args:
+        low, high: range of the uniform scale; the paper's peer uses 0.1 and 0.8.
+    """
+
+    def __init__(self, low: float = 0.1, high: float = 0.8) -> None:
+        if not 0 < low <= high <= 1:
+            raise UserError(f"synthesis.options: low {low} and high {high} must satisfy 0 < low <= high <= 1")
+        self.low, self.high = low, high
+
+    def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
+        height, width = sample.inputs.shape[-2:]
+        device = sample.inputs.device
+        boxes = torch.tensor([self.box(generator, height, width) for generator in generators]).to(device)
+        mask = outside_boxes(boxes, height, width)
+        down = resize_weights(boxes[:, 1], boxes[:, 3], height).to(sample.inputs.dtype)
+        across = resize_weights(boxes[:, 0], boxes[:, 2], width).to(sample.inputs.dtype)
+        pasted = down[:, None] @ partners.inputs @ across[:, None].transpose(-1, -2)
+        inputs = torch.where(mask.bool(), sample.inputs, pasted)
+        return mixed(sample, partners, inputs, mask, mask.mean(dim=(1, 2, 3)))
+
+    def box(self, generator: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+        scale = generator.uniform(self.low, self.high)
+        box_h, box_w = max(int(height * scale), 1), max(int(width * scale), 1)
+        y, x = int(generator.integers(height - box_h + 1)), int(generator.integers(width - box_w + 1))
+        return x, y, x + box_w, y + box_h
