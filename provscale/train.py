@@ -17,7 +17,7 @@ from provscale.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 = finished or stopped on request with a checkpoint, 2 = a user's mistake."""
-    from provscale.config import parse
+    from provscale.command_line import parse
 
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
