@@ -33,7 +33,7 @@ LABELS = {
 
 def train(arm: str, arguments: list[str], seed: int, folder: Path) -> Path:
     """Runs (or resumes) one arm; returns its run folder. Raises UserError when training fails."""
-    name = f"demo-{arm}-seed{seed}"
+    name = "-".join(["demo", *arm.replace("+", " ").split(), f"seed{seed}"])
     command = [sys.executable, str(ROOT / "provscale" / "train.py"), "--cfg", str(CONFIG), "--seed", str(seed)]
     command += ["--run.dir", str(folder), "--run.name", name, *arguments]
     print(f"[demo] {arm}, seed {seed}", flush=True)

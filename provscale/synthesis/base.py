@@ -70,7 +70,7 @@ def neighbours(size: int) -> list[int]:
 def mixed(
     sample: Sample, partners: Sample, inputs: Tensor, mask: Tensor, weight: Tensor, valid: Tensor | None = None
 ) -> Sample:
-    """The soft-label sample of A = `sample` and B = `partners`, given x~, M and lambda."""
+    """The soft-label sample of A = `sample` and B = `partners`, given x~, M, lambda and what of x~ is no padding."""
     return replace(
         sample,
         inputs=inputs,

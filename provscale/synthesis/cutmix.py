@@ -31,8 +31,8 @@ class CutMix(Mixing):
     """
 
     def __init__(self, beta: float = 1.0) -> None:
-        if not beta > 0:
-            raise UserError(f"synthesis.options.beta: is {beta}, must be above 0")
+        if not 0 < beta < float("inf"):
+            raise UserError(f"synthesis.options.beta: is {beta}, must be above 0 and finite")
         self.beta = beta
 
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:

@@ -25,14 +25,15 @@ def resize_weights(starts: Tensor, ends: Tensor, size: int) -> Tensor:
     Returns:
         [B, size, size] float32.
     """
-    length = (ends - starts).float()[:, None, None]
-    scale = size / length
-    output = torch.arange(size, device=starts.device)[None, :, None] - starts[:, None, None]
-    source = torch.arange(size, device=starts.device).float()[None, None, :]
-    centre = scale * (output.float() + 0.5)
-    weights = (1 - (source + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-12)
-    return weights * ((output >= 0) & (output < length))
+    length = (ends - starts)[:, None, None]
+    pixels = torch.arange(size, device=starts.device)
+    output = pixels[None, :, None] - starts[:, None, None]
+    source = pixels[None, None, :]
+    # Output pixel o has its centre at (o + 1/2) size / length in the source, and the filter reaches size / length to
+    # both sides. Times 2 length everything is an integer, so nothing is rounded before the division.
+    distance = ((2 * source + 1) * length - (2 * output + 1) * size).abs()
+    weights = (2 * size - distance).clamp(min=0) * ((output >= 0) & (output < length))
+    return weights / weights.sum(dim=2, keepdim=True).clamp(min=1)
 
 
 @SYNTHESES.register("resizemix")

@@ -1,0 +1,124 @@
+"""BatchMix: skeleton sequences of two clips in one, with the source of every element.
+
+B clips, P person slots, F frames, E elements of a skeleton. The recipe of the published results is not public. Like
+the augmentation of Structured Keypoint Pooling (Hachiuma et al., CVPR 2023), which puts the points of different clips
+together, people of both clips meet here; counts and places are our choice.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from provscale.errors import UserError
+from provscale.sample import Sample
+from provscale.synthesis.base import SYNTHESES, Mixing, mixed
+
+Variant = Literal["persons", "frames", "both"]
+FROM_A, FROM_B, NOBODY = 0, 1, 2
+
+
+def mix_persons(
+    generator: np.random.Generator, occupied_a: np.ndarray, occupied_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Who is in each slot of the mixed clip.
+
+    1 to all persons of A stay in their slots and 1 to all of B join them in slots that are free then, both numbers
+    uniform. If they are more than P, persons leave the larger group, one by one.
+
+    Args:
+        occupied_a, occupied_b: bool [P], slots that hold a person of A and of B.
+
+    Returns:
+        source int64 [P]: FROM_A, FROM_B or NOBODY; and slot int64 [P]: where in B a person FROM_B is taken from.
+    """
+    slots = len(occupied_a)
+    chosen = [generator.permutation(np.flatnonzero(occupied)) for occupied in (occupied_a, occupied_b)]
+    counts = [int(generator.integers(1, len(people) + 1)) if len(people) else 0 for people in chosen]
+    while sum(counts) > slots:
+        counts[int(counts[1] > counts[0])] -= 1
+    source, slot = np.full(slots, NOBODY), np.arange(slots)
+    source[chosen[0][: counts[0]]] = FROM_A
+    joined = generator.permutation(np.flatnonzero(source == NOBODY))[: counts[1]]
+    source[joined], slot[joined] = FROM_B, chosen[1][: counts[1]]
+    return source, slot
+
+
+def mix_frames(generator: np.random.Generator, frames: int, beta: float) -> tuple[int, int]:
+    """First and end frame of the run that B takes part in: its share 1 - lambda, lambda ~ Beta(b, b), at least one."""
+    length = max(round(frames * (1 - generator.beta(beta, beta))), 1)
+    first = int(generator.integers(frames - length + 1))
+    return first, first + length
+
+
+@SYNTHESES.register("batchmix")
+class BatchMix(Mixing):
+    """M in {0, 1}^(P x F x E) says of each element of the mixed clip whether it comes from A.
+
+    lambda is A's share of the elements that are there; a mixed clip in which nobody is seen stays A. Padding of the
+    mixed clip is marked in `valid_mask`, so that guidance acts on real coordinates and confidences only.
+
+    Args:
+        variant: `persons`: people of both clips, for their whole sequences (see `mix_persons`); `frames`: a run of
+            frames of A is replaced by B's (see `mix_frames`); `both`: people of B join within a run of frames.
+        beta: parameter b of the run's length.
+
+    Raises:
+        UserError: another variant, or beta not above 0.
+    """
+
+    def __init__(self, variant: Variant = "persons", beta: float = 1.0) -> None:
+        if variant not in get_args(Variant):
+            raise UserError(
+                f"synthesis.options.variant: is '{variant}', must be one of: {', '.join(get_args(Variant))}"
+            )
+        if not beta > 0:
+            raise UserError(f"synthesis.options.beta: is {beta}, must be above 0")
+        self.variant, self.beta = variant, beta
+
+    def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
+        inputs = sample.inputs
+        if inputs.dim() != 4:
+            raise UserError(
+                f"synthesis.name: batchmix mixes skeletons [B, P, F, E], this data set has inputs of shape "
+                f"{list(inputs.shape)}; choose cutmix or resizemix for images"
+            )
+        valid_a, valid_b = validity(sample), validity(partners)
+        source, slot = self.draw(valid_a, valid_b, generators)
+        places = slot[:, :, None, None].expand_as(inputs)
+        other, valid_b = partners.inputs.gather(1, places), valid_b.gather(1, places)
+        source = source[..., None].expand_as(inputs)
+        mask = (source != FROM_B).to(torch.float32)
+        valid = torch.where(source == FROM_B, valid_b, valid_a) * (source != NOBODY)
+        nobody = valid.flatten(1).sum(dim=1) == 0
+        stays = nobody[:, None, None, None]
+        mask, valid = torch.where(stays, 1.0, mask), torch.where(stays, valid_a, valid)
+        merged = torch.where(mask.bool(), inputs, other) * (valid > 0)
+        total = valid.flatten(1).sum(dim=1)
+        weight = torch.where(total > 0, (valid * mask).flatten(1).sum(dim=1) / total.clamp(min=1), 1.0)
+        return mixed(sample, partners, merged, mask, weight, valid)
+
+    def draw(self, valid_a: Tensor, valid_b: Tensor, generators: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
+        """source int64 [B, P, F] (FROM_A, FROM_B, NOBODY), and slot int64 [B, P] in B, on the inputs' device."""
+        size, slots, frames = valid_a.shape[:3]
+        source, slot = np.zeros((size, slots, frames), dtype=np.int64), np.tile(np.arange(slots), (size, 1))
+        occupied = torch.stack([valid.flatten(2).any(dim=2) for valid in (valid_a, valid_b)]).cpu().numpy()
+        for row, generator in enumerate(generators):
+            first, end = (0, frames) if self.variant == "persons" else mix_frames(generator, frames, self.beta)
+            if self.variant == "frames":
+                source[row, :, first:end] = FROM_B
+            else:
+                who, slot[row] = mix_persons(generator, occupied[0, row], occupied[1, row])
+                source[row, :, first:end] = who[:, None]
+        device = valid_a.device
+        return torch.from_numpy(source).to(device), torch.from_numpy(slot).to(device)
+
+
+def validity(sample: Sample) -> Tensor:
+    """`valid_mask` [B, P, F, E] float32; ones where a data set gives none."""
+    if sample.valid_mask is None:
+        return torch.ones_like(sample.inputs, dtype=torch.float32)
+    return sample.valid_mask.expand_as(sample.inputs).to(torch.float32)

@@ -1,0 +1,57 @@
+"""How good the provenance masks are: extracted ones against the truth, where a data set knows it.
+
+    python tools/check_masks.py --cfg configs/demo.yaml [--synthesis.options.smoothing 1.0]
+
+The truth of an edited image is its `object_mask` annotation: the pixels the edit left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rich.table import Table
+
+from provscale.command_line import parse
+from provscale.data import DATA_SETS
+from provscale.errors import UserError
+from provscale.evaluation.mask_quality import MaskQuality, count_pixels, join, quality_of
+from provscale.synthesis import build_synthesis
+from provscale.tracking import console
+
+
+def measure(arguments: list[str]) -> tuple[int, MaskQuality]:
+    """Number of edited images and the quality of their masks before any transform.
+
+    Raises:
+        UserError: the config has no edited images, or their truth is unknown.
+    """
+    config = parse(arguments)
+    splits = DATA_SETS[config.data.name](config.data, config.seed)
+    synthesis = build_synthesis(config.synthesis)
+    if splits.edits is None or not synthesis.uses_edits:
+        raise UserError("synthesis.name: this config uses no edited images; choose edited, and data that has them")
+    counts = []
+    for index in range(len(splits.edits)):
+        item = synthesis.prepare(splits.edits[index])
+        if "object_mask" not in item.annotations or item.provenance_mask is None:
+            raise UserError(f"{item.name}: has no object mask to compare with; add object_mask_file_name")
+        counts.append(count_pixels(item.provenance_mask[None] > 0.5, item.annotations["object_mask"][None] > 0))
+    return len(counts), quality_of(join(counts))
+
+
+def main() -> int:
+    try:
+        number, quality = measure(sys.argv[1:])
+    except UserError as error:
+        print(f"provscale: {error}", file=sys.stderr)
+        return 2
+    table = Table("mean IoU", "unedited precision", "unedited recall", "edited precision", "edited recall")
+    values = (quality.mean_iou, quality.unedited_precision, quality.unedited_recall, quality.edited_precision,
+              quality.edited_recall)  # fmt: skip
+    table.add_row(*(f"{100 * value:.1f} %" for value in values))
+    console.print(f"{number} edited images", table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
