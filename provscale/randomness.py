@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ def key_to_seed(*key: int | str) -> int:
     >>> key_to_seed(0, "augment", 3) == key_to_seed(0, "augment", 3)
     True
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    # NumPy's integers print differently from Python's, so they would be another key.
+    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

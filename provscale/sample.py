@@ -55,7 +55,8 @@ class Sample:
         provenance_mask: [B, 1 or C, ...] float32 in [0, 1], broadcastable to `inputs`; 1 = from A / unedited.
         is_synthetic: [B] bool; only these contribute guidance.
         index: [B] int64 position in the data set; the key of per-sample randomness and of error messages.
-        guided: host-side: whether any sample is synthetic (avoids a device synchronisation).
+        guided: host-side: whether any sample is synthetic (avoids a device synchronisation). False switches guidance
+            off for the whole batch.
         valid_mask: broadcastable to `inputs`, 0 = padding, on which guidance does not act; None = all valid.
         annotations: [B, ...] tensors for evaluation (`group` int64 [B], `box` float32 [B, 4] xyxy in pixels,
             `object_mask` float32 [B, 1, H, W]).
@@ -67,7 +68,7 @@ class Sample:
     provenance_mask: Tensor
     is_synthetic: Tensor
     index: Tensor
-    guided: bool = False
+    guided: bool
     valid_mask: Tensor | None = None
     annotations: dict[str, Tensor] = field(default_factory=dict)
 
@@ -83,6 +84,7 @@ class Sample:
             provenance_mask=torch.ones(size, 1, *inputs.shape[2:], device=device),
             is_synthetic=torch.zeros(size, dtype=torch.bool, device=device),
             index=torch.arange(size, device=device) if index is None else index,
+            guided=False,
         )
 
     def __len__(self) -> int:
@@ -123,8 +125,8 @@ def collate(items: Sequence[Item], indices: Sequence[int]) -> Sample:
         indices: their positions in the data set.
 
     Raises:
-        UserError: a label or mask that does not fit, inputs of different shapes, or a NaN in the inputs; the
-            message names the item.
+        UserError: a mask that does not fit, inputs of different shapes or no float tensors, a NaN in the inputs, or
+            annotations that not every item has; the message names the item.
     """
     first = items[0]
     for item in items:
@@ -133,11 +135,17 @@ def collate(items: Sequence[Item], indices: Sequence[int]) -> Sample:
     sample = Sample.real(inputs, torch.tensor([item.target for item in items]), torch.tensor(list(indices)))
     sample.is_synthetic = torch.tensor([item.is_synthetic for item in items])
     sample.guided = any(item.is_synthetic for item in items)
-    for row, item in enumerate(items):
-        if item.provenance_mask is not None:
-            sample.provenance_mask[row] = item.provenance_mask.as_subclass(Tensor)
-    if first.valid_mask is not None:
-        sample.valid_mask = torch.stack([item.valid_mask for item in items])  # type: ignore[misc]
+    masks = [item.provenance_mask for item in items]
+    channels = max((mask.shape[0] for mask in masks if mask is not None), default=1)
+    sample.provenance_mask = sample.provenance_mask.repeat_interleave(channels, dim=1)
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            sample.provenance_mask[row] = mask.as_subclass(Tensor)
+    if any(item.valid_mask is not None for item in items):
+        sample.valid_mask = torch.stack(
+            [torch.ones_like(row) if item.valid_mask is None else item.valid_mask.to(row.dtype)
+             for row, item in zip(inputs, items, strict=True)]
+        )  # fmt: skip
     sample.annotations = {
         key: torch.stack([torch.as_tensor(item.annotations[key]).as_subclass(Tensor).squeeze(0) if key == "box"
                           else torch.as_tensor(item.annotations[key]).as_subclass(Tensor) for item in items])
@@ -153,16 +161,38 @@ def check_item(item: Item, first: Item) -> None:
             f"{item.name}: inputs have shape {tuple(item.inputs.shape)}, those of {first.name} have "
             f"{tuple(first.inputs.shape)}; all must have one shape"
         )
+    if not item.inputs.is_floating_point():
+        raise UserError(
+            f"{item.name}: inputs are {item.inputs.dtype}, must be floating point; let the data set's transform "
+            "convert them"
+        )
     if not torch.isfinite(item.inputs).all():
         raise UserError(f"{item.name}: the inputs contain NaN or infinity; remove or repair this file")
-    mask = item.provenance_mask
+    if item.annotations.keys() != first.annotations.keys():
+        raise UserError(
+            f"{item.name}: has annotations {sorted(item.annotations)}, {first.name} has {sorted(first.annotations)}; "
+            "give all samples of a data set (and its edits) the same ones"
+        )
+    for key, value in item.annotations.items():
+        shape, usual = torch.as_tensor(value).shape, torch.as_tensor(first.annotations[key]).shape
+        if shape != usual:
+            raise UserError(
+                f"{item.name}: annotation '{key}' has shape {tuple(shape)}, that of {first.name} {tuple(usual)}; all "
+                "must have one shape"
+            )
+    check_mask(item, "provenance mask", item.provenance_mask, "unedited element", channels=(1, item.inputs.shape[0]))
+    check_mask(item, "valid mask", item.valid_mask, "no padding", channels=(item.inputs.shape[0],))
+
+
+def check_mask(item: Item, what: str, mask: Tensor | None, one: str, channels: tuple[int, ...]) -> None:
+    """Raises UserError for a mask whose shape or range is wrong; `one` says what 1 means."""
     if mask is None:
         return
-    if mask.shape[1:] != item.inputs.shape[1:]:
+    if mask.dim() != item.inputs.dim() or mask.shape[1:] != item.inputs.shape[1:] or mask.shape[0] not in channels:
         raise UserError(
-            f"{item.name}: the mask has size {tuple(mask.shape[1:])}, the image {tuple(item.inputs.shape[1:])}; "
-            "they must be equal"
+            f"{item.name}: the {what} has shape {tuple(mask.shape)}, the inputs have {tuple(item.inputs.shape)}; "
+            f"height and width must be equal, and the first dimension must be {' or '.join(map(str, channels))}"
         )
     low, high = float(mask.min()), float(mask.max())
     if not (low >= 0.0 and high <= 1.0):
-        raise UserError(f"{item.name}: mask values span [{low:g}, {high:g}]; allowed is [0, 1], 1 = unedited element")
+        raise UserError(f"{item.name}: {what} values span [{low:g}, {high:g}]; allowed is [0, 1], 1 = {one}")

@@ -63,15 +63,23 @@ class BatchPlan:
             )
         if self.length == 0:
             raise UserError("data: the training set is empty; check data.root and its files")
+        largest = self.length // chunks * chunks
+        if largest == 0:
+            raise UserError(
+                f"data: {self.length} training samples are fewer than {parts}; use fewer processes or more data"
+            )
         if self.drop_last and self.length < self.batch_size:
             raise UserError(
                 f"data.batch_size: {self.batch_size} exceeds the {self.length} training samples, so no batch is full; "
-                "lower it or set data.drop_last to false"
+                f"use at most {largest}"
             )
-        if not self.drop_last and (self.length % self.batch_size) % chunks:
+        rest = self.length % self.batch_size
+        if not self.drop_last and rest % chunks:
+            advice = f"use at most {largest} and set" if self.length < self.batch_size else "set"
+            key = "data.batch_size" if self.length < self.batch_size else "data.drop_last"
             raise UserError(
-                f"data.drop_last: the last batch has {self.length % self.batch_size} samples, which cannot be divided "
-                f"equally over {parts}; set data.drop_last to true"
+                f"{key}: the last batch has {rest} samples, which cannot be divided equally over {parts}; "
+                f"{advice} data.drop_last to true"
             )
 
     @property

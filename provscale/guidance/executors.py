@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from provscale.guidance.loss import classification_loss, guidance_loss
+from provscale.guidance.differentiability import refuse_first_order_operations
+from provscale.guidance.loss import at_least_float32, classification_loss, guidance_loss
+from provscale.guidance.sampled_term import draw_first, one_term
+from provscale.guidance.second_derivatives import fast_second_derivatives
 from provscale.registry import Registry
 from provscale.sample import Sample
 
@@ -21,18 +24,23 @@ class StepSettings:
     """What the loss needs besides network and sample.
 
     Attributes:
-        alpha: weight of L_PG (Eq. 1); 0 trains without guidance and computes no second derivative.
+        alpha: weight of L_PG (Eq. 1); 0 trains without guidance and computes no second derivative. A scalar tensor
+            is taken for not 0, whatever it holds.
         reduction: `sum` or `mean` of the squared gradient over one sample's elements.
         masked: False is the "no mask" ablation.
         autocast_dtype: None runs the network in FP32; torch.bfloat16 under autocast.
         class_weights: [K] or None.
+        sampled_term: one of `SAMPLED_TERMS`; not `none` computes one of a soft label's two terms.
+        verify: look for operations whose second derivative PyTorch would leave out silently; once is enough.
     """
 
-    alpha: float
+    alpha: float | Tensor
     reduction: str = "sum"
     masked: bool = True
     autocast_dtype: torch.dtype | None = None
     class_weights: Tensor | None = None
+    sampled_term: str = "none"
+    verify: bool = False
 
 
 @dataclass
@@ -51,7 +59,12 @@ class Executor(Protocol):
         """Returns the losses and d L_total / d parameters (None for a parameter that is not used)."""
 
 
-EXECUTORS: Registry[type[Executor]] = Registry("guidance.executor")
+EXECUTORS: Registry[Callable[[], Executor]] = Registry("guidance.executor")
+
+
+def is_guided(sample: Sample, settings: StepSettings) -> bool:
+    """Whether this step computes L_PG. A tensor alpha is not looked at: the host would wait for the device."""
+    return sample.guided and (isinstance(settings.alpha, Tensor) or settings.alpha != 0)
 
 
 @contextmanager
@@ -65,25 +78,37 @@ def run_network(network: nn.Module, inputs: Tensor, dtype: torch.dtype | None) -
     """Logits [B, K] in at least FP32; the network itself runs under autocast to `dtype` unless that is None."""
     with torch.autocast(inputs.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         logits = network(inputs)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return at_least_float32(logits)
+
+
+def network_guidance(logits: Tensor, inputs: Tensor, sample: Sample, settings: StepSettings) -> Tensor:
+    """L_PG, or its estimate from one of a soft label's two terms."""
+    if settings.sampled_term == "none" or not sample.soft:
+        return guidance_loss(logits, inputs, sample, settings.reduction, settings.masked)
+    term = one_term(sample, draw_first(sample, settings.sampled_term))
+    return 2 * guidance_loss(logits, inputs, term, settings.reduction, settings.masked)
 
 
 def losses_and_gradients(
     network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
 ) -> tuple[StepLosses, list[Tensor | None]]:
     """The whole guided step: forward, input gradient, L_PG and parameter gradients. The heart of every executor."""
-    guided = sample.guided and settings.alpha != 0
+    guided = is_guided(sample, settings)
     inputs = sample.inputs.detach().requires_grad_(guided)
-    with torch.enable_grad():
+    # A caller's autocast would also act on the derivatives taken here, and on a network that is to run in FP32.
+    with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
         if guided:
-            with twice_differentiable_attention():
+            with twice_differentiable_attention(), fast_second_derivatives(network):
                 logits = run_network(network, inputs, settings.autocast_dtype)
-            loss_guidance = guidance_loss(logits, inputs, sample, settings.reduction, settings.masked)
+            loss_guidance = network_guidance(logits, inputs, sample, settings)
         else:
             logits = run_network(network, inputs, settings.autocast_dtype)
             loss_guidance = torch.zeros((), dtype=logits.dtype, device=logits.device)
         loss_cls = classification_loss(logits, sample, settings.class_weights)
-        loss = loss_cls + settings.alpha * loss_guidance
+        alpha = settings.alpha
+        loss = loss_cls + (alpha.to(loss_guidance.dtype) if isinstance(alpha, Tensor) else alpha) * loss_guidance
+        if guided and settings.verify:
+            refuse_first_order_operations(loss)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return StepLosses(loss.detach(), loss_cls.detach(), loss_guidance.detach()), list(gradients)
 

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from provscale.errors import UserError
 from provscale.sample import Sample
+
+REDUCTIONS = ("sum", "mean")
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def classification_loss(logits: Tensor, sample: Sample, class_weights: Tensor | None = None) -> Tensor:
@@ -27,12 +35,33 @@ def classification_loss(logits: Tensor, sample: Sample, class_weights: Tensor | 
         Scalar of the dtype of `logits`.
     """
     targets = sample.targets
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
     loss = F.cross_entropy(logits, targets[:, 0], weight=class_weights, reduction="none")
     if sample.soft:
         other = F.cross_entropy(logits, targets[:, 1], weight=class_weights, reduction="none")
         weight = sample.mixing_weight.to(logits.dtype)
         loss = weight * loss + (1 - weight) * other
     return loss.mean()
+
+
+def gradient_of(score: Tensor, inputs: Tensor, create_graph: bool) -> Tensor:
+    """d score / d inputs, at least FP32; the graph of `score` stays for further derivatives.
+
+    Raises:
+        UserError: `score` does not depend on `inputs`.
+    """
+    gradient = None
+    if score.requires_grad:
+        (gradient,) = torch.autograd.grad(
+            score, inputs, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    if gradient is None:
+        raise UserError(
+            "model: the logits do not depend on the inputs, so there is no input gradient to guide; look for a "
+            "detach, rounding or constant between the network's input and its output"
+        )
+    return at_least_float32(gradient)
 
 
 def input_gradients(logits: Tensor, inputs: Tensor, sample: Sample) -> list[Tensor]:
@@ -48,13 +77,15 @@ def input_gradients(logits: Tensor, inputs: Tensor, sample: Sample) -> list[Tens
     Returns:
         One tensor [B, ...] per target column: one for hard labels, those of source A and B for soft labels. At
         least FP32.
+
+    Raises:
+        UserError: the logits do not depend on the inputs.
     """
     synthetic = sample.is_synthetic.to(logits.dtype)
     gradients = []
     for column in sample.targets.unbind(dim=1):
         score = (logits.gather(1, column[:, None]).squeeze(1) * synthetic).sum()
-        (gradient,) = torch.autograd.grad(score, inputs, create_graph=True)
-        gradients.append(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+        gradients.append(gradient_of(score, inputs, create_graph=True))
     return gradients
 
 
@@ -68,7 +99,8 @@ def guidance_penalty(
 
     The squared norm is summed (`reduction="sum"`) or averaged (`"mean"`) over one sample's elements, and averaged
     over all B samples, of which real ones contribute nothing. The formula is applied as written for masks that are
-    not binary (PuzzleMix). Padding (`valid_mask` 0) does not count.
+    not binary (PuzzleMix). Padding (`valid_mask` 0) does not count: neither in the sum nor among the elements of the
+    average.
 
     Args:
         gradients: one [B, ...] (hard) or two (soft: of f_A and f_B).
@@ -76,16 +108,25 @@ def guidance_penalty(
 
     Returns:
         Scalar, at least FP32.
+
+    Raises:
+        UserError: unknown reduction.
     """
+    if reduction not in REDUCTIONS:
+        raise UserError(f"guidance.reduction: is '{reduction}', must be one of: {', '.join(REDUCTIONS)}")
     dtype = gradients[0].dtype
     mask = sample.provenance_mask.to(dtype)
     outside = gradients[0] * (1 - mask) if masked else gradients[0]
     if len(gradients) == 2:
         outside = outside + (gradients[1] * mask if masked else gradients[1])
+    elements: Tensor | int = outside[0].numel()
     if sample.valid_mask is not None:
-        outside = outside * sample.valid_mask.to(dtype)
-    energy = outside.square().flatten(1)
-    energy = energy.sum(dim=1) if reduction == "sum" else energy.mean(dim=1)
+        valid = sample.valid_mask.to(dtype).expand_as(outside)
+        outside = outside * valid
+        elements = valid.flatten(1).sum(dim=1).clamp(min=1)
+    energy = outside.square().flatten(1).sum(dim=1)
+    if reduction == "mean":
+        energy = energy / elements
     return (energy * sample.is_synthetic.to(dtype)).mean()
 
 

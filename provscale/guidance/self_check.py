@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.guidance.executors import run_network, twice_differentiable_attention
-from provscale.guidance.loss import classification_loss, guidance_loss
+from provscale.guidance.differentiability import not_twice_differentiable, refuse_first_order_operations
+from provscale.guidance.executors import network_guidance, run_network, twice_differentiable_attention
+from provscale.guidance.loss import classification_loss, gradient_of
 from provscale.guidance.step import GuidedStep
 from provscale.randomness import seed_everything
 from provscale.sample import Sample
@@ -21,46 +23,49 @@ if TYPE_CHECKING:
 TOLERANCE = {None: 1e-4, torch.bfloat16: 5e-2}
 
 
-def plain_gradients(step: GuidedStep, sample: Sample, name: str) -> tuple[Tensor, Tensor]:
+def plain_gradients(step: GuidedStep, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
     """Input gradient of the first target and d L_total / d parameter, by PyTorch's ordinary double backward.
 
     No carrier, no executor, no engine: the reference the prepared step is compared with.
 
+    Returns:
+        The input gradient [B, ...], at least FP32, and the gradient of every trainable parameter that the loss
+        depends on, by its name in the network, in the network's order.
+
     Raises:
-        UserError: an operation of the network has no second derivative.
+        UserError: an operation of the network has no second derivative, the logits do not depend on the inputs, or
+            the loss on no trainable parameter.
     """
     inputs = sample.inputs.detach().requires_grad_()
     settings = step.settings()
+    # Outside the try: what fails here is no matter of derivatives.
+    with twice_differentiable_attention():
+        logits = run_network(step.network, inputs, settings.autocast_dtype)
     try:
-        with twice_differentiable_attention():
-            logits = run_network(step.network, inputs, settings.autocast_dtype)
-        (input_gradient,) = torch.autograd.grad(
-            logits.gather(1, sample.targets[:, :1]).sum(), inputs, retain_graph=True
-        )
+        input_gradient = gradient_of(logits.gather(1, sample.targets[:, :1]).sum(), inputs, create_graph=False)
         loss = classification_loss(logits, sample, settings.class_weights)
         if sample.guided and settings.alpha:
-            loss = loss + settings.alpha * guidance_loss(logits, inputs, sample, settings.reduction, settings.masked)
-        (gradient,) = torch.autograd.grad(loss, step.network.get_parameter(name))
+            loss = loss + settings.alpha * network_guidance(logits, inputs, sample, settings)
+            refuse_first_order_operations(loss)
+        trainable = {name: p for name, p in step.network.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True) if trainable else ()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise UserError(
-            f"model: the network cannot be differentiated twice ({text[:200]}); replace that operation by "
-            "differentiable ones, or train the baseline with guidance.alpha 0"
-        ) from None
-    return input_gradient.float(), gradient
-
-
-def checked_parameter(network: nn.Module) -> str:
-    """The parameter that is compared: the first trainable one, behind the whole network's derivatives."""
-    return next(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+        raise not_twice_differentiable(str(error).partition("\n")[0]) from None
+    gradients = {name: gradient for name, gradient in zip(trainable, found, strict=True) if gradient is not None}
+    if not gradients:
+        raise UserError("model: the loss depends on no trainable parameter, so there is nothing to train")
+    return input_gradient, gradients
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """|| found - expected || / || expected ||, 0 where both vanish."""
+    """|| found - expected || / || expected ||; 0 where both vanish, infinite where either is not finite."""
     scale = float(expected.norm())
     difference = float((found.to(expected.device) - expected).norm())
+    # Not NaN, which no comparison and no maximum would notice.
+    if not (math.isfinite(scale) and math.isfinite(difference)):
+        return math.inf
     return difference / scale if scale > 0 else difference
 
 
@@ -70,14 +75,22 @@ def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: 
     Leaves parameters, buffers and gradients as they were.
 
     Raises:
-        UserError: they differ, so the engine (or its settings) would train something else.
+        UserError: they differ, so the engine (or its settings) would train something else; or `plain_gradients`
+            refuses the network, on any process.
     """
-    name = checked_parameter(reference.network)
     buffers = [buffer.clone() for buffer in step.network.buffers()]
     reference.train()
     seed_everything(*key)
-    input_expected, gradient_expected = plain_gradients(reference, sample, name)
-    gradient_expected = engine.mean(gradient_expected.detach())
+    problem = ""
+    try:
+        input_expected, expected = plain_gradients(reference, sample)
+    except UserError as error:
+        problem = str(error)
+    problems = [text for text in engine.gather(problem) if text]
+    if problems:
+        raise UserError(problems[0])
+    name = next(iter(expected))  # the first parameter: behind the whole network's derivatives
+    gradient_expected = engine.mean(expected[name])
     step.train()
     engine.prepared.train()
     seed_everything(*key)

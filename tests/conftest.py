@@ -1,0 +1,71 @@
+"""Small networks and batches that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from provscale.sample import Sample
+
+# Tests run side by side on shared machines, where a second thread costs more than it brings.
+torch.set_num_threads(1)
+
+CLASSES = 5
+
+
+def small_cnn() -> nn.Module:
+    """Convolutions, BatchNorm, ReLU, pooling, linear; no bias before BatchNorm, whose gradient would be rounding."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, CLASSES),
+    )  # fmt: skip
+
+
+def small_vit() -> nn.Module:
+    """timm's ViT with two blocks on 16 tokens."""
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", num_classes=CLASSES, img_size=32, patch_size=8, depth=2)
+
+
+def smooth_network() -> nn.Module:
+    """For 16 x 16 pixels. No BatchNorm and no kink: samples do not interact, every derivative exists."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(100, CLASSES)
+    )
+
+
+def random_sample(
+    targets: int = 1, size: int = 16, batch: int = 4, real: Iterable[int] = (), levels: int = 2, seed: int = 0
+) -> Sample:
+    """A batch [B, 3, size, size] with random inputs, classes and masks.
+
+    Args:
+        targets: 1 = hard labels, 2 = soft ones.
+        real: rows that are no synthetic samples.
+        levels: number of mask values; 2 gives {0, 1}, 3 gives {0, 1/2, 1}.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    sample = Sample.real(torch.randn(batch, 3, size, size, generator=generator), draw(CLASSES, batch))
+    sample.targets = draw(CLASSES, batch, targets)
+    sample.provenance_mask = draw(levels, batch, 1, size, size) / (levels - 1)
+    sample.is_synthetic = torch.tensor([row not in set(real) for row in range(batch)])
+    sample.guided = bool(sample.is_synthetic.any())
+    if targets == 2:
+        sample.mixing_weight = sample.provenance_mask.mean(dim=(1, 2, 3))
+    return sample
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """|| found - expected || / || expected ||."""
+    difference = (found.double() - expected.double()).norm()
+    return float(difference / expected.double().norm())
