@@ -6,13 +6,13 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 DEMO_DIR ?= runs
 
-.PHONY: install demo demo-seeds test test-fast test-gpu lint clean
+.PHONY: install demo demo-seeds skeleton test test-fast test-gpu lint clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable ".[demo,zero,dev]"
+	$(RUN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable ".[demo,zero,skeleton-demo,dev]"
 	@# The photographs of textures; the package's own dependencies (Jupyter) are not needed to read them.
 	$(RUN)/python -m pip install --quiet --progress-bar off --no-deps vpython==7.6.5
 	touch $@
@@ -21,7 +21,11 @@ demo: install
 	$(RUN)/python tools/demo.py --dir $(DEMO_DIR)
 
 demo-seeds: install
-	$(RUN)/python tools/demo.py --dir $(DEMO_DIR) --seeds 0 1 2 --doc docs/demo.md
+	$(RUN)/python tools/demo.py --dir $(DEMO_DIR) --seeds 3 4 5 --doc docs/demo.md
+
+# OpenMMLab on top of the environment: skeletons by HRNet, PoseC3D, ST-GCN. Everything else works without.
+skeleton: install
+	bash tools/install_openmmlab.sh $(RUN)/python
 
 # One thread a process: the tests run in two processes side by side.
 test: install

@@ -7,8 +7,30 @@ Three lines in a loop of one's own (see README):
     accelerator.backward(step(sample)["loss"])
 """
 
-from provscale.guidance import GuidedStep, classification_loss, guidance_loss
-from provscale.sample import Sample
-from provscale.synthesis import CutMix, ResizeMix
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from provscale.guidance import GuidedStep, classification_loss, guidance_loss
+    from provscale.sample import Sample
+    from provscale.synthesis import CutMix, ResizeMix
 
 __all__ = ["CutMix", "GuidedStep", "ResizeMix", "Sample", "classification_loss", "guidance_loss"]
+
+_HOME = {
+    "CutMix": "provscale.synthesis",
+    "GuidedStep": "provscale.guidance",
+    "ResizeMix": "provscale.synthesis",
+    "Sample": "provscale.sample",
+    "classification_loss": "provscale.guidance",
+    "guidance_loss": "provscale.guidance",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `--help` and config errors need no PyTorch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'provscale' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
 
 from provscale.checkpoint_folder import (
     Progress,
@@ -49,14 +51,17 @@ class Checkpointer:
             UserError: a named checkpoint is damaged or does not fit; `never` and the run folder has checkpoints.
         """
         chosen = self.engine.on_main(self.choose)
+        now = self.stamp(Progress())
         if chosen is None:
-            return self.stamp(Progress())
+            return now
         folder = Path(chosen)
         progress = read_progress(folder)
-        check_fits(progress, folder, self.engine.shapes(), self.engine.name)
+        check_fits(progress, folder, now)
         self.engine.check_world_size(progress.world_size, folder)
-        self.engine.load(folder)
+        self.load(folder)
         self.last = folder
+        if folder.resolve().parent != self.root.resolve():  # another run's best weights are not in this run's folder
+            progress = replace(progress, best_epoch=0, best_value=None, best_metrics={})
         self.engine.print(f"resumed from {folder}, step {progress.step}")
         return self.stamp(progress)
 
@@ -65,12 +70,30 @@ class Checkpointer:
             progress,
             engine=self.engine.name,
             world_size=self.engine.world_size,
+            optimizer=self.config.optim.name,
             parameters=self.engine.shapes(),
         )
+
+    def load(self, folder: Path) -> None:
+        """Restores model and optimizer; what the config says about the optimizer (decay, rates) stays as it says."""
+        groups = self.engine.optimizer.param_groups
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        try:
+            self.engine.load(folder)
+        except (ValueError, KeyError, RuntimeError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"checkpoint.resume: {folder} does not fit this run's model or optimizer ({first[:160]}); restore the "
+                "config it was written with, or name another checkpoint"
+            ) from None
+        for group, before in zip(self.engine.optimizer.param_groups, settings, strict=True):
+            group.update(before)
 
     def choose(self) -> str | None:
         """The checkpoint folder to resume from, or None. Runs on the main process."""
         wanted = self.config.checkpoint.resume
+        self.root.mkdir(parents=True, exist_ok=True)
+        clean(self.root)
         if wanted not in ("auto", "never"):
             folder = Path(wanted)
             if not folder.is_dir():
@@ -78,8 +101,6 @@ class Checkpointer:
             if problem := damage(folder):
                 raise UserError(f"checkpoint.resume: {folder} cannot be used: {problem}; name another checkpoint")
             return str(folder)
-        self.root.mkdir(parents=True, exist_ok=True)
-        clean(self.root)
         folders = newest_first(self.root)
         if wanted == "never":
             if folders:
@@ -99,8 +120,15 @@ class Checkpointer:
         """Writes a checkpoint, then removes those beyond `checkpoint.keep`.
 
         Raises:
-            UserError: it cannot be written (full disk); nothing half-written stays, earlier ones are intact.
+            UserError: it cannot be written (full disk), or the parameters are not finite; nothing half-written
+                stays, earlier ones are intact.
         """
+        if not all(self.engine.gather(all_finite(self.engine.network))):
+            raise UserError(
+                f"training: after step {progress.step} the network's weights are NaN or infinite, so no checkpoint is "
+                f"written; newest checkpoint: {self.last or 'none'}; lower optim.lr or guidance.alpha, or set "
+                "optim.clip_norm"
+            )
         temporary = temporary_folder(self.root, progress.step)
 
         def create() -> None:
@@ -111,7 +139,7 @@ class Checkpointer:
         self.guarded(lambda: self.engine.save(temporary), temporary)
         published = self.guarded(lambda: self.engine.on_main(lambda: str(publish(temporary, progress))), temporary)
         self.last = Path(published)
-        self.engine.on_main(lambda: prune(self.root, self.config.checkpoint.keep))
+        self.engine.on_main(lambda: prune(self.root, self.config.checkpoint.keep, progress.step))
 
     def save_weights(self, name: str) -> None:
         """Writes the network's weights alone, as plain PyTorch and timm load them, to checkpoints/<name>."""
@@ -144,3 +172,14 @@ class Checkpointer:
                 f"checkpoint.resume auto; newest checkpoint: {self.last or 'none'}"
             )
         return result
+
+
+def all_finite(network: nn.Module) -> bool:
+    """Whether this process's part of all parameters and buffers is free of NaN and infinity."""
+    for tensor in [*network.parameters(), *network.buffers()]:
+        # Sharded ones hide their local part: ZeRO-3 in `ds_tensor`, FSDP2 behind `to_local`.
+        part = getattr(tensor, "ds_tensor", tensor).detach()
+        part = part.to_local() if hasattr(part, "to_local") else part
+        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+            return False
+    return True

@@ -30,7 +30,7 @@ class Progress:
         best_epoch, best_value: of the deciding metric so far; epochs are 1-based, 0 = none yet.
         best_metrics, last_metrics: evaluation results.
         seconds: wall time spent in training and evaluation so far.
-        engine, world_size: what wrote it.
+        engine, world_size, optimizer: what wrote it.
         parameters: shape of every parameter and buffer by name.
     """
 
@@ -42,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     engine: str = ""
     world_size: int = 1
+    optimizer: str = ""
     parameters: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -134,14 +135,21 @@ def clean(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
-    for old in newest_first(root)[keep:]:
+def prune(root: Path, keep: int, step: int) -> None:
+    """Leaves the newest `keep` checkpoints up to `step`.
+
+    Those beyond `step` go as well: training has just passed them by, because they were damaged or because an earlier
+    one was named in `checkpoint.resume`.
+    """
+    folders = newest_first(root)
+    current = [folder for folder in folders if folder.name <= folder_name(step)]
+    for old in set(folders) - set(current[:keep]):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_fits(progress: Progress, folder: Path, parameters: dict[str, list[int]], engine: str) -> None:
-    """Raises UserError when a checkpoint is of another model or engine."""
+def check_fits(progress: Progress, folder: Path, now: Progress) -> None:
+    """Raises UserError when a checkpoint is of another model, engine or optimizer than those of `now`."""
+    parameters = now.parameters
     if progress.parameters != parameters:
         other = sorted(
             name
@@ -154,8 +162,13 @@ def check_fits(progress: Progress, folder: Path, parameters: dict[str, list[int]
             f"{progress.parameters.get(first, 'absent')} there and {parameters.get(first, 'absent')} here; set "
             "checkpoint.resume to never with another run.name, or restore model.name and the data set"
         )
-    if progress.engine != engine:
+    if progress.engine != now.engine:
         raise UserError(
-            f"checkpoint.resume: {folder} was written by the engine '{progress.engine}', this run uses '{engine}'; "
-            "resume with the same launch config"
+            f"checkpoint.resume: {folder} was written by the engine '{progress.engine}', this run uses "
+            f"'{now.engine}'; resume with the same launch config"
+        )
+    if progress.optimizer != now.optimizer:
+        raise UserError(
+            f"checkpoint.resume: {folder} holds the state of optim.name {progress.optimizer}, this run uses "
+            f"{now.optimizer}; restore optim.name"
         )

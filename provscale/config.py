@@ -91,15 +91,20 @@ class GuidanceConfig:
 
     Args:
         alpha: weight of the guidance loss; 0 is the baseline arm.
-        executor: how the step runs.
+        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers.
         mask: provenance (the method), random (ablation: the mask moved to a random place) or none (ablation).
         reduction: sum or mean of the squared gradient over one sample's elements.
+        every: guide every k-th optimizer step only, with k times alpha.
+        sampled_term: soft labels: none computes both terms; sample or batch draws one (for each sample, or one for the
+            whole batch), half the guidance's cost, the same expectation.
     """
 
     alpha: float = 0.0
     executor: str = "eager"
     mask: Literal["provenance", "random", "none"] = "provenance"
     reduction: Literal["sum", "mean"] = "sum"
+    every: int = 1
+    sampled_term: Literal["none", "sample", "batch"] = "none"
 
 
 @dataclass
@@ -137,6 +142,7 @@ class TrainConfig:
         precision: no (FP32) or bf16. fp16 is refused: its loss scale would have to act inside the step.
         accumulation: micro-batches of one optimizer step on each process.
         self_check: compare the prepared step with an unwrapped copy before training.
+        checkpoint_activations: recompute each block's activations instead of keeping them: less memory, more time.
     """
 
     epochs: int = 10
@@ -144,6 +150,7 @@ class TrainConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     accumulation: int = 1
     self_check: bool = True
+    checkpoint_activations: bool = False
 
 
 @dataclass
@@ -233,6 +240,7 @@ def validate(config: Config) -> None:
         "evaluation.batch_size": config.evaluation.batch_size,
         "tracking.log_every": config.tracking.log_every,
         "checkpoint.keep": config.checkpoint.keep,
+        "guidance.every": config.guidance.every,
     }
     if config.train.max_steps is not None:
         positive["train.max_steps"] = config.train.max_steps
@@ -266,6 +274,21 @@ def validate(config: Config) -> None:
         raise UserError(
             f"guidance.alpha: is {config.guidance.alpha} while synthesis.name is none, so nothing has provenance; "
             "choose a synthesis, or set guidance.alpha to 0"
+        )
+    if config.guidance.sampled_term != "none" and config.guidance.mask == "none":
+        raise UserError(
+            f"guidance.sampled_term: is {config.guidance.sampled_term} while guidance.mask is none, where the two "
+            "terms overlap; set one of them to its default"
+        )
+    if config.guidance.sampled_term != "none" and config.synthesis.name == "puzzlemix":
+        raise UserError(
+            f"guidance.sampled_term: is {config.guidance.sampled_term}, but synthesis.name puzzlemix makes masks that "
+            "are not binary, where the two terms overlap; set guidance.sampled_term to none"
+        )
+    if config.train.checkpoint_activations and config.guidance.executor != "eager":
+        raise UserError(
+            f"train.checkpoint_activations: is true while guidance.executor is {config.guidance.executor}; recomputing "
+            "needs guidance.executor eager"
         )
     if not config.run.name or config.run.name in (".", "..") or os.sep in config.run.name:
         raise UserError(f"run.name: is '{config.run.name}', must be one folder name")

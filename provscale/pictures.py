@@ -47,7 +47,8 @@ def to_pictures(
     inputs: Tensor, masks: Tensor, gradients: Tensor, mean: tuple[float, ...], std: tuple[float, ...], names: list[str]
 ) -> Pictures | None:
     """From tensors [N, 3, H, W], [N, 1, H, W] and [N, 3, H, W] on the CPU; None if the inputs are no images."""
-    if inputs.dim() != 4 or inputs.shape[1] != 3:
+    # Skeletons of three persons have this shape, too; only images are normalised by channel.
+    if inputs.dim() != 4 or inputs.shape[1] != 3 or len(mean) != 3:
         return None
     pixels = inputs * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     images = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

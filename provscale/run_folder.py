@@ -18,16 +18,23 @@ import numpy as np
 import torch
 import yaml
 
-from provscale.checkpoint_folder import Progress, write_atomically
+from provscale.checkpoint_folder import Progress, newest_first, write_atomically
 from provscale.config import Config
 from provscale.engine import Engine
 from provscale.errors import UserError
 from provscale.pictures import Pictures, gradient_image, mask_image
-from provscale.report import write_report
 from provscale.tracking import MetricsFile, WandbTracker
 
 # Keys that may change when a run is resumed: they do not change what is trained.
-FREE_ON_RESUME = ("run.dir", "run.tags", "run.group", "data.root", "data.workers", "evaluation.batch_size")
+FREE_ON_RESUME = (
+    "run.dir",
+    "run.tags",
+    "run.group",
+    "data.root",
+    "data.workers",
+    "evaluation.batch_size",
+    "train.self_check",
+)
 FREE_SECTIONS = ("tracking.", "checkpoint.")
 
 
@@ -61,17 +68,32 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = (self.path / "lock").open("a+")
+            owner = self.take_lock()
+            frozen = self.path / "config.yaml"
+            used = frozen.exists() and bool(newest_first(self.path / "checkpoints"))
+            never = self.config.checkpoint.resume == "never"
+            if used and not never:
+                refuse_changes(read_frozen(frozen), self.config.to_dict(), self.path)
+            if not (used and never):  # else the checkpointer is about to refuse the folder
+                write_atomically(frozen, self.config.to_yaml())
         except OSError as error:
+            self.release()
             raise UserError(f"run.dir: {self.path} cannot be written ({error.strerror}); choose another") from None
+        except UserError:
+            self.release()
+            raise
+        return owner
+
+    def take_lock(self) -> str:
+        """Locks the folder for this process, and writes into the lock who that is."""
+        assert self.lock is not None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self.lock.seek(0)
-            owner = self.lock.read().strip() or "another process"
-            self.lock.close()
-            self.lock = None
+            other = self.lock.read().strip() or "another process"
             raise UserError(
-                f"run.name: {self.path} is in use by {owner}; choose another run.name or end that job"
+                f"run.name: {self.path} is in use by {other}; choose another run.name or end that job"
             ) from None
         job = os.environ.get("SLURM_JOB_ID")
         owner = f"{'job ' + job + ', ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
@@ -79,11 +101,12 @@ class RunFolder:
         self.lock.truncate()
         self.lock.write(owner)
         self.lock.flush()
-        frozen = self.path / "config.yaml"
-        if frozen.exists() and self.config.checkpoint.resume != "never":
-            refuse_changes(yaml.safe_load(frozen.read_text()), self.config.to_dict(), self.path)
-        write_atomically(frozen, self.config.to_yaml())
         return owner
+
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
 
     def reads_token(self, token: str) -> bool:
         try:
@@ -95,7 +118,7 @@ class RunFolder:
         """Opens metrics.jsonl and W&B; rows after `step` are dropped, training will write them again."""
         if self.engine.is_main:
             self.metrics = MetricsFile(self.path / "metrics.jsonl", step)
-        self.wandb = WandbTracker(self.engine.accelerator, self.config, {"environment": environment()})
+        self.wandb = WandbTracker(self.engine.accelerator, self.config, {"environment": environment()}, step)
 
     def log_step(self, row: dict[str, Any], last: bool) -> None:
         if row["step"] % self.config.tracking.log_every and not last:
@@ -107,6 +130,11 @@ class RunFolder:
             self.metrics.write(row)
         if self.wandb is not None:
             self.wandb.log(prefix, row, row["step"])
+
+    def sync(self) -> None:
+        """Puts what was logged so far on the disk; called before a checkpoint that counts on it."""
+        if self.metrics is not None:
+            self.metrics.sync()
 
     def save_pictures(self, pictures: Pictures, step: int) -> None:
         if not self.engine.is_main:
@@ -137,6 +165,9 @@ class RunFolder:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
         if self.wandb is not None:
             self.wandb.summary({"best_epoch": progress.best_epoch, **progress.best_metrics})
+        # Imported here: matplotlib's figures are needed once, at the end.
+        from provscale.report import write_report
+
         write_report(self.path / "report.html", [self.path])
 
     def __exit__(
@@ -144,10 +175,21 @@ class RunFolder:
     ) -> None:
         if self.metrics is not None:
             self.metrics.close()
-        if self.wandb is not None and kind is None:
-            self.wandb.close()
-        if self.lock is not None:
-            self.lock.close()
+        if self.wandb is not None:
+            self.wandb.close(failed=kind is not None)
+        self.release()
+
+
+def read_frozen(path: Path) -> dict[str, Any]:
+    """The config a run was started with. Raises UserError when somebody has broken the file."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no longer the config this run was started with; restore it, or choose another "
+                        "run.name")  # fmt: skip
+    return content
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

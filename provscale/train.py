@@ -12,22 +12,29 @@ from pathlib import Path
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from provscale.errors import UserError
+from provscale.errors import reported
+from provscale.job import sweep_member, tell_outcome
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 = finished or stopped on request with a checkpoint, 2 = a user's mistake."""
-    from provscale.command_line import parse
 
-    try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
+    def train() -> None:
+        from provscale.command_line import parse
+
+        config = sweep_member(parse(sys.argv[1:] if arguments is None else arguments))
+        # Imported once the config is known to be right: PyTorch takes seconds.
         from provscale.trainer import Trainer
 
-        Trainer(config).fit()
-    except UserError as error:
-        print(f"provscale: {error}", file=sys.stderr)
-        return 2
-    return 0
+        trainer = Trainer(config)
+        tell_outcome("running", config.folder)
+        progress = trainer.fit()
+        tell_outcome("finished" if progress.step == trainer.total_steps else "stopped", config.folder)
+
+    code = reported(train)
+    if code == 2:
+        tell_outcome("mistake")
+    return code
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
 from provscale.evaluation.run import evaluate, look
 from provscale.guidance import GuidedStep
+from provscale.guidance.recompute import recompute_activations
+from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.models import build_model
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
@@ -46,6 +49,11 @@ class Trainer:
         # ---- data and synthesis: checked before anything is allocated --------------------------------------------
         self.splits = DATA_SETS[config.data.name](config.data, config.seed)
         self.synthesis = build_synthesis(config.synthesis)
+        if config.synthesis.added is not None and not self.synthesis.uses_edits:
+            raise UserError(
+                f"synthesis.added: is {config.synthesis.added}, but synthesis.name {config.synthesis.name} adds no "
+                "edited images; set it to null"
+            )
         added = config.synthesis.added if self.synthesis.uses_edits else 0
         self.train_items = LoadedItems(
             training_source(self.splits, added, config.seed),
@@ -86,9 +94,13 @@ class Trainer:
             precision=config.train.precision,
             class_weights=weights,
             executor=config.guidance.executor,
+            sampled_term=config.guidance.sampled_term,
         )
+        if config.train.checkpoint_activations:
+            recompute_activations(built.network)
         reference = unwrapped_copy(self.step) if config.train.self_check else None
         optimizer = build_optimizer(built.network.named_parameters(), built.new_parameters, config.optim)
+        self.total_parameters = sum(parameter.numel() for parameter in self.step.parameters())  # before sharding
         self.engine.prepare(self.step, optimizer)
         self.reference = reference.to(self.engine.device) if reference is not None else None
         # ---- run folder and progress -----------------------------------------------------------------------------
@@ -113,7 +125,7 @@ class Trainer:
                 self.bar.close()
             if finished:
                 self.checkpointer.save_weights("final.safetensors")
-                folder.finish(self.progress, sum(p.numel() for p in self.step.parameters()))
+                folder.finish(self.progress, self.total_parameters)
         return self.progress
 
     def run_epochs(self) -> bool:
@@ -130,6 +142,7 @@ class Trainer:
                 due = self.progress.step % every == 0 if every else ends_epoch
                 if due or ends_training or self.stopping:
                     self.progress.seconds = time.monotonic() - self.clock
+                    self.folder.sync()
                     self.checkpointer.save(self.progress)
                 if self.stopping and not ends_training:
                     self.engine.print(f"asked to stop: checkpoint of step {self.progress.step} is written")
@@ -158,6 +171,7 @@ class Trainer:
         started = time.monotonic()
         rate = learning_rate(config.optim, step, self.total_steps)
         set_learning_rate(engine.optimizer, rate)
+        self.step.alpha = alpha_at(step, config.guidance.alpha, config.guidance.every)
         mean = torch.zeros(4, dtype=torch.float64, device=engine.device)
         for number, (micro, loaded) in enumerate(group):
             sample = self.synthesise(loaded.to(engine.device), micro, epoch)
@@ -252,12 +266,14 @@ class Trainer:
         self.last_end = time.monotonic()
 
     def check(self) -> None:
-        """The start-up self-check on the first micro-batch; leaves no trace in the training that follows."""
+        """The start-up self-check on a guided micro-batch, if one is near; leaves no trace in what follows."""
         assert self.reference is not None
         epoch, first = divmod(self.progress.step, self.plan.steps_per_epoch)
-        micro = next(iter(self.plan.micro_batches(epoch, first)))
-        (loaded,) = make_loader(self.train_items, [[(epoch, index) for index in micro.indices]], 0, False)
-        sample = self.synthesise(loaded.to(self.engine.device), micro, epoch)
+        for micro in islice(self.plan.micro_batches(epoch, first), 16):
+            (loaded,) = make_loader(self.train_items, [[(epoch, index) for index in micro.indices]], 0, False)
+            sample = self.synthesise(loaded.to(self.engine.device), micro, epoch)
+            if sample.guided:
+                break
         if self.progress.step:
             self.reference.network.load_state_dict(self.engine.network_state())
         self_check(self.engine, self.step, self.reference, sample, (self.config.seed, -1, self.engine.rank))

@@ -335,14 +335,16 @@ def test_random_mask_of_real_samples_stays_ones() -> None:
     assert random_mask(sample, KEY).provenance_mask.min() == 1
 
 
-def test_random_mask_of_elements_keeps_its_channels_together() -> None:
-    """[P, F, E]: persons are not exchanged, frames and elements move alike for all of them."""
-    sample = Sample.real(torch.zeros(1, 2, 6, 5), torch.zeros(1, dtype=torch.long), torch.tensor([3]))
-    sample.provenance_mask = torch.zeros(1, 2, 6, 5)
-    sample.provenance_mask[0, 0, 2, 1] = 1
+def test_random_mask_of_whole_persons_ends_on_other_persons() -> None:
+    """[P, F, E]: a mask that is constant along frames and elements (BatchMix of persons) is moved over the persons."""
+    sample = Sample.real(torch.zeros(16, 4, 6, 5), torch.zeros(16, dtype=torch.long), torch.arange(16))
+    sample.provenance_mask = torch.zeros(16, 4, 6, 5)
+    sample.provenance_mask[:, 0] = 1
     moved = random_mask(sample, KEY).provenance_mask
-    assert moved[0, 0].sum() == 1
-    assert moved[0, 1].sum() == 0
+    persons = moved.amax(dim=(2, 3))
+    assert torch.equal(moved, persons[:, :, None, None].expand_as(moved))
+    assert torch.equal(persons.sum(dim=1), torch.ones(16))
+    assert (persons[:, 0] == 0).float().mean() > 0.4
 
 
 # ---- by config ---------------------------------------------------------------------------------------------------

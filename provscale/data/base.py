@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +17,7 @@ from provscale.errors import UserError
 from provscale.randomness import numpy_generator, seeded
 from provscale.registry import Registry
 from provscale.sample import Item, Sample, collate
+from provscale.signals import ignore_stop_signals, stop_signals_ignored
 
 
 class ItemSource(Protocol):
@@ -167,12 +171,22 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate_caught,
         pin_memory=pin_memory,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
+        worker_init_fn=ignore_stop_signals,
     )
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def worker_context() -> BaseContext:
+    """Loader processes fork from a server that holds no GPU state and has imported PyTorch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "provscale.data"])
+    with stop_signals_ignored():
+        forkserver.ensure_running()
+    return context
 
 
 class _CaughtItems(Dataset[Any]):

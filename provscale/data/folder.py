@@ -1,4 +1,4 @@
-"""Data set `imagefolder`: one's own images, with masks, in the format of Hugging Face datasets.
+"""Data set `imagefolder`: one's own images, with masks, listed as Hugging Face's image folders are.
 
     root/train/metadata.csv          file_name,label[,group][,mask_file_name][,source_file_name][,object_mask_file_name]
                                      [,x0,y0,x1,y1]
@@ -13,12 +13,13 @@ are shares; or 0 and 1); `source_file_name` the image before the edit, from whic
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -30,33 +31,80 @@ from provscale.sample import Item
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BOX = ("x0", "y0", "x1", "y1")
+FILES = ("file_name", "mask_file_name", "source_file_name", "object_mask_file_name")
+
+
+def read_table(metadata: Path) -> list[dict[str, Any]]:
+    """The rows of a metadata.csv. Raises UserError: no such file, no CSV, a column is missing, or no row."""
+    # Imported here: it takes seconds, and no other data set needs it.
+    import datasets
+
+    if not metadata.is_file():
+        raise UserError(f"data.root: {metadata} does not exist; it must list file_name and label of every image")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says it all
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            table = datasets.Dataset.from_csv(str(metadata), cache_dir=cache, keep_in_memory=True)
+    except Exception as error:  # the csv reader's errors come in many types
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        if metadata.stat().st_size == 0 or "EmptyDataError" in repr(error) or "No columns" in reason[0]:
+            raise UserError(f"{metadata}: is empty; it must list file_name and label of every image") from None
+        if "no data" in reason[0]:
+            raise UserError(f"{metadata}: lists no image; the data set is empty") from None
+        raise UserError(f"{metadata}: cannot be read as CSV ({reason[0][:160]}); repair this file") from None
+    for column in ("file_name", "label"):
+        if column not in table.column_names:
+            raise UserError(
+                f"{metadata}: has no column '{column}' (found: {', '.join(table.column_names)}); add it to the first "
+                "line and to every row"
+            )
+    return table.to_list()
+
+
+def written(value: Any) -> str:
+    """A cell as it stands in the table; "" for an empty one."""
+    return "" if value is None or value != value else str(value)
 
 
 class FolderSplit:
-    """One split of an image folder; images are opened when asked for."""
+    """One split of an image folder; images are opened when asked for.
 
-    def __init__(self, folder: Path, edited: bool) -> None:
-        # Imported here: it takes seconds, and no other data set needs it.
-        import datasets
+    The table is read alone, not with `load_dataset("imagefolder")`: that looks at every file of the folder at every
+    start (10 s for 20 000 images), and allows no `source_file_name` outside it, such as ../train/a.jpg.
+    """
 
-        metadata = folder / "metadata.csv"
-        if not metadata.is_file():
-            raise UserError(f"data.root: {metadata} does not exist; it must list file_name and label of every image")
-        datasets.disable_progress_bars()
-        try:
-            table = datasets.Dataset.from_csv(str(metadata), cache_dir=None, keep_in_memory=True)
-        except Exception as error:  # the csv reader's errors come in many types
-            raise UserError(f"{metadata}: cannot be read as CSV ({str(error).splitlines()[0][:160]})") from None
-        for column in ("file_name", "label"):
-            if column not in table.column_names:
-                raise UserError(f"{metadata}: has no column '{column}' (found: {', '.join(table.column_names)})")
-        if len(table) == 0:
-            raise UserError(f"{metadata}: lists no image; the data set is empty")
-        self.folder, self.edited, self.metadata = folder, edited, metadata
-        self.rows: list[dict[str, Any]] = table.to_list()
+    def __init__(self, folder: Path, edited: bool = False, annotated: bool = False) -> None:
+        """
+        Args:
+            edited: whether provenance masks or sources are read.
+            annotated: whether group, box and object mask are read.
+
+        Raises:
+            UserError: no or an unreadable metadata.csv, a wrong value in it, or a file that does not exist.
+        """
+        self.folder, self.edited, self.annotated = folder, edited, annotated
+        self.metadata = folder / "metadata.csv"
+        self.rows = read_table(self.metadata)
         for number, row in enumerate(self.rows, start=2):
-            if not isinstance(row["label"], int) or row["label"] < 0:
-                raise UserError(f"{metadata}, line {number}: label is '{row['label']}', must be an integer from 0")
+            self.check_row(row, f"{self.metadata}, line {number}")
+
+    def check_row(self, row: dict[str, Any], where: str) -> None:
+        for column in ("label", "group"):
+            value = row.get(column, 0)
+            # One empty cell makes the csv reader give the whole column as floats.
+            if not isinstance(value, int | float) or isinstance(value, bool) or value != value // 1 or value < 0:
+                raise UserError(f"{where}: {column} is '{written(value)}', must be an integer from 0")
+        for column in BOX:
+            value = row.get(column, 0)
+            if not isinstance(value, int | float) or value != value:
+                raise UserError(f"{where}: {column} is '{written(value)}', must be a number of pixels")
+        for column in FILES:
+            if row.get(column) is None:
+                if column in row and column in ("file_name", "object_mask_file_name"):
+                    raise UserError(f"{where}: {column} is empty, must name a file")
+            elif not (self.folder / str(row[column])).is_file():
+                raise UserError(f"{self.folder / str(row[column])}: does not exist, but {where} names it")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,6 +121,8 @@ class FolderSplit:
             item.source = tv_tensors.Image(self.open(row["source_file_name"], "RGB").transpose(2, 0, 1))
         if self.edited and row.get("mask_file_name"):
             item.provenance_mask = tv_tensors.Mask(self.mask(row["mask_file_name"], size))
+        if not self.annotated:
+            return item
         if row.get("group") is not None:
             item.annotations["group"] = int(row["group"])
         if row.get("object_mask_file_name"):
@@ -88,10 +138,9 @@ class FolderSplit:
         try:
             with Image.open(path) as image:
                 return np.array(image.convert(mode) if mode else image)
-        except FileNotFoundError:
-            raise UserError(f"{path}: does not exist, but {self.metadata} names it") from None
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{path}: cannot be read as an image ({str(error)[:120]})") from None
+        except Exception as error:  # Pillow's decoders raise many types
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove this file") from None
 
     def mask(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
         """float32 [1, H, W] in [0, 1]."""
@@ -103,11 +152,12 @@ class FolderSplit:
             raise UserError(f"{path}: the mask is {values.shape[1]} x {values.shape[0]} pixels, its image "
                             f"{size[1]} x {size[0]}; they must be equal")  # fmt: skip
         mask = torch.from_numpy(values.astype(np.float32))[None]
-        if values.dtype == np.uint8 and mask.max() > 1:
+        if values.dtype == np.uint8 and mask.max() >= 128:
             mask = mask / 255
         if not (mask.min() >= 0 and mask.max() <= 1):
             raise UserError(
-                f"{path}: mask values span [{mask.min():g}, {mask.max():g}]; allowed: 8-bit gray, or values in [0, 1]"
+                f"{path}: mask values span [{mask.min():g}, {mask.max():g}]; allowed: 0 and 1, 8-bit gray up to 255 "
+                "(= unedited), or numbers in [0, 1]"
             )
         return mask
 
@@ -119,12 +169,24 @@ def build(config: DataConfig, seed: int) -> DataSplits:
         raise UserError("data.root: is not set; the imagefolder data set needs its folder")
     root = Path(config.root)
     if not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder")
-    train, test = FolderSplit(root / "train", edited=False), FolderSplit(root / "test", edited=False)
+        raise UserError(f"data.root: {root} is not a folder; give the one that holds train/ and test/")
+    train, test = FolderSplit(root / "train"), FolderSplit(root / "test", annotated=True)
     edits = FolderSplit(root / "edits", edited=True) if (root / "edits").is_dir() else None
+    unknown = sorted(set(config.options) - {"class_names", "group_names", "crop"})
+    if unknown:
+        raise UserError(f"data.options: unknown '{unknown[0]}'; the imagefolder data set has class_names, group_names, "
+                        "crop")  # fmt: skip
     class_names = config.options.get("class_names") or [
         str(label) for label in range(1 + max(train.label(i) for i in range(len(train))))
     ]
+    for split in (train, test, *([edits] if edits else [])):
+        for number in range(len(split)):
+            if split.label(number) >= len(class_names):
+                raise UserError(
+                    f"{split.metadata}, line {number + 2}: label {split.label(number)} is out of range, must be in 0 "
+                    f"to {len(class_names) - 1} ({len(class_names)} classes, by data.options.class_names or else the "
+                    "training labels)"
+                )
     has_group, has_box = test.rows[0].get("group") is not None, test.rows[0].get("x0") is not None
     group_names = config.options.get("group_names") or (
         [str(group) for group in range(1 + max(int(row["group"]) for row in test.rows))] if has_group else []

@@ -49,7 +49,7 @@ class SkeletonClip:
 
     Attributes:
         name: as in the ground truth, e.g. "Basketball/v_Basketball_g01_c01".
-        label: int in [0, 24), position in `UCF101_24_CLASSES`.
+        label: position in the class names, `UCF101_24_CLASSES` unless told otherwise.
         keypoints: float32 [M, T, V, 2], x and y in pixels of a frame of `shape`; 0 where missing.
         scores: float32 [M, T, V], confidence; 0 where missing.
         shape: (height, width) of the frame in pixels.
@@ -75,8 +75,9 @@ def read_skeletons(
     path: str | Path,
     frame_counts: Mapping[str, int] | None = None,
     resolution: tuple[int, int] = UCF101_RESOLUTION,
+    classes: Sequence[str] = UCF101_24_CLASSES,
 ) -> SkeletonSet:
-    """Reads the clips of the 24 classes; those of the other 77 are left out.
+    """Reads the clips of `classes`; those of other classes, such as the other 77 of UCF101, are left out.
 
     The class comes from the clip's name ("v_Basketball_g01_c01") and must agree with its label. For names without a
     class the label decides: it counts through the file's own 'classes' where there is such a key (`write_skeletons`
@@ -87,6 +88,7 @@ def read_skeletons(
         frame_counts: video -> number of frames in the ground truth; a clip may differ by one, as video decoders do.
             Clips that it does not contain are left out. None: no check.
         resolution: (height, width) to which coordinates are scaled from the file's `img_shape`.
+        classes: names of the labels; other than the 24 for data of one's own in this format.
 
     Raises:
         UserError: another format, an unknown class, a label that contradicts the name, NaN, arrays that do not fit
@@ -107,8 +109,8 @@ def read_skeletons(
             raise UserError(f"{where}: no 'frame_dir'; expected a skeleton pickle of MMAction2 or PYSKL")
         given = str(annotation["frame_dir"])
         where = f"{path}, clip '{given}'"
-        action = _class_of(annotation, given, numbering, where)
-        if action not in UCF101_24_CLASSES:
+        action = _class_of(annotation, given, numbering, classes, where)
+        if action not in classes:
             continue
         name = f"{action}/{given}" if class_of_video(given) and "/" not in given else given
         if frame_counts is not None and name not in frame_counts:
@@ -127,9 +129,11 @@ def read_skeletons(
             continue
         names[given] = name
         keypoints *= np.array([resolution[1] / shape[1], resolution[0] / shape[0]], dtype=np.float32)
-        clips[name] = SkeletonClip(name, UCF101_24_CLASSES.index(action), keypoints, scores, resolution)
+        clips[name] = SkeletonClip(name, classes.index(action), keypoints, scores, resolution)
     if not clips:
-        raise UserError(f"{path}: no usable clip of the 24 classes among {len(data['annotations'])}; check the file")
+        raise UserError(
+            f"{path}: no usable clip of the {len(classes)} classes among {len(data['annotations'])}; check the file"
+        )
     if skipped:
         shown = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         warnings.warn(f"{path}: {len(skipped)} clips without a detected person are skipped: {shown}", stacklevel=2)
@@ -138,7 +142,10 @@ def read_skeletons(
 
 
 def write_skeletons(
-    path: str | Path, clips: Iterable[SkeletonClip], splits: Mapping[str, Sequence[str]] | None = None
+    path: str | Path,
+    clips: Iterable[SkeletonClip],
+    splits: Mapping[str, Sequence[str]] | None = None,
+    classes: Sequence[str] = UCF101_24_CLASSES,
 ) -> None:
     """Writes clips in the format above, plus 'classes', the names that the labels count through.
 
@@ -149,6 +156,7 @@ def write_skeletons(
         path: the pickle file; an existing one is replaced.
         clips: coordinates in pixels of each clip's own `shape`.
         splits: split name -> clip names; default: none.
+        classes: names that the clips' labels count through.
 
     Raises:
         UserError: a clip whose arrays do not fit each other, a split that names a clip not written, or a folder that
@@ -174,7 +182,7 @@ def write_skeletons(
     content = {
         "split": {key: list(names) for key, names in (splits or {}).items()},
         "annotations": annotations,
-        "classes": list(UCF101_24_CLASSES),
+        "classes": list(classes),
     }
     target = Path(path)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -190,8 +198,10 @@ def write_skeletons(
         aside.unlink(missing_ok=True)
 
 
-def _class_of(annotation: Mapping[str, Any], given: str, numbering: Sequence[str], where: str) -> str:
-    """One of the 101 class names."""
+def _class_of(
+    annotation: Mapping[str, Any], given: str, numbering: Sequence[str], classes: Sequence[str], where: str
+) -> str:
+    """A class name: one of the 101 of UCF101 or of `classes`."""
     label = annotation.get("label")
     by_label = None
     if label is not None:
@@ -204,12 +214,12 @@ def _class_of(annotation: Mapping[str, Any], given: str, numbering: Sequence[str
             raise UserError(f"{where}: neither a label nor a name like v_Basketball_g01_c01; add one of the two")
         return by_label
     # UCF101 itself spells HandstandPushups both ways.
-    known = {name.lower(): name for name in UCF101_CLASSES}
+    known = {name.lower(): name for name in (*UCF101_CLASSES, *classes)}
     if named.lower() not in known:
         raise UserError(f"{where}: unknown class '{named}'; allowed are the 101 classes of UCF101")
     action = known[named.lower()]
-    # Files cut down to the 24 classes number through those.
-    alternatives = {by_label, UCF101_24_CLASSES[int(label)] if label is not None and label < 24 else None}
+    # Files cut down to the wanted classes number through those.
+    alternatives = {by_label, classes[int(label)] if label is not None and label < len(classes) else None}
     if by_label is not None and action not in alternatives:
         raise UserError(f"{where}: label {label} is '{by_label}', the name says '{action}'; correct one of the two")
     return action

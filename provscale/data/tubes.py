@@ -85,19 +85,20 @@ def class_of_video(name: str) -> str | None:
     return match["folder"] or match["name"] if match else None
 
 
-def label_of_class(name: str, where: str) -> int:
-    """The label of a class name; UserError, naming `where`, when it is none of the 24."""
-    if name not in UCF101_24_CLASSES:
-        hint = nearest(name, list(UCF101_24_CLASSES))
-        raise UserError(f"{where}: unknown class '{name}'{hint} (allowed: the 24 classes of UCF101-24)")
-    return UCF101_24_CLASSES.index(name)
+def label_of_class(name: str, where: str, classes: Sequence[str] = UCF101_24_CLASSES) -> int:
+    """The label of a class name; UserError, naming `where`, when it is none of `classes`."""
+    if name not in classes:
+        hint = nearest(name, list(classes))
+        allowed = "the 24 classes of UCF101-24" if classes is UCF101_24_CLASSES else ", ".join(classes)
+        raise UserError(f"{where}: unknown class '{name}'{hint} (allowed: {allowed})")
+    return classes.index(name)
 
 
-def read_testlist(path: str | Path) -> list[str]:
+def read_testlist(path: str | Path, classes: Sequence[str] = UCF101_24_CLASSES) -> list[str]:
     """Reads video names, one a line, e.g. "Basketball/v_Basketball_g01_c01"; ".avi" and a trailing label are dropped.
 
     Raises:
-        UserError: the file is missing or empty, a name is repeated or its class is none of the 24.
+        UserError: the file is missing or empty, a name is repeated or its class is none of `classes`.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -112,7 +113,7 @@ def read_testlist(path: str | Path) -> list[str]:
         name = class_of_video(video)
         if name is None:
             raise UserError(f"{where}: '{video}' is no video name; expected Class/v_Class_g01_c01")
-        label_of_class(name, where)
+        label_of_class(name, where, classes)
         if video in videos:
             raise UserError(f"{where}: '{video}' is listed twice; keep one line a video")
         videos[video] = None
@@ -121,7 +122,9 @@ def read_testlist(path: str | Path) -> list[str]:
     return list(videos)
 
 
-def read_pyannot(path: str | Path, testlist: str | Path | None = None) -> GroundTruth:
+def read_pyannot(
+    path: str | Path, testlist: str | Path | None = None, classes: Sequence[str] = UCF101_24_CLASSES
+) -> GroundTruth:
     """Reads `pyannot.pkl` of gurkirt/corrected-UCF101-Annots.
 
     Format: {video: {'annotations': [{'label', 'sf', 'ef', 'boxes'}], 'numf', 'label'}}; sf is 0-based, ef exclusive;
@@ -130,6 +133,7 @@ def read_pyannot(path: str | Path, testlist: str | Path | None = None) -> Ground
     Args:
         path: the pickle file.
         testlist: the videos of the test split; default: `testlist01.txt` beside `path`. All others are training.
+        classes: names of the labels, for data of one's own in this format.
 
     Raises:
         UserError: another format, unknown class, a tube outside its video, or a listed video without annotation.
@@ -141,7 +145,7 @@ def read_pyannot(path: str | Path, testlist: str | Path | None = None) -> Ground
     for key, entry in data.items():
         video = str(key)
         where = f"{path}, video '{video}'"
-        label = label_of_class(class_of_video(video) or video, where)
+        label = label_of_class(class_of_video(video) or video, where, classes)
         frames = _integer(entry, "numf", where)
         truth.frame_counts[video], truth.resolutions[video] = frames, UCF101_RESOLUTION
         truth.tubes[video] = []
@@ -149,7 +153,9 @@ def read_pyannot(path: str | Path, testlist: str | Path | None = None) -> Ground
             here = f"{where}, annotation {number}"
             found = _integer(annotation, "label", here)
             if found != label:
-                raise UserError(f"{here}: label {found}, its class is number {label} of the 24; correct the label")
+                raise UserError(
+                    f"{here}: label {found}, its class is number {label} of the {len(classes)}; correct the label"
+                )
             first, end = _integer(annotation, "sf", here), _integer(annotation, "ef", here)
             boxes = _matrix(_field(annotation, "boxes", here), 4, here)
             if end - first != len(boxes):
@@ -159,14 +165,14 @@ def read_pyannot(path: str | Path, testlist: str | Path | None = None) -> Ground
             boxes[:, 2:] += boxes[:, :2]
             truth.tubes[video].append(_checked(Tube(video, label, first, boxes), frames, UCF101_RESOLUTION, here))
     listed = Path(path).parent / "testlist01.txt" if testlist is None else Path(testlist)
-    truth.test_videos = read_testlist(listed)
+    truth.test_videos = read_testlist(listed, classes)
     _check_listed(truth.test_videos, truth, f"{listed}")
     chosen = set(truth.test_videos)
     truth.train_videos = [video for video in truth.tubes if video not in chosen]
     return truth
 
 
-def read_ucf101v2(path: str | Path, split: int = 1) -> GroundTruth:
+def read_ucf101v2(path: str | Path, split: int = 1, classes: Sequence[str] = UCF101_24_CLASSES) -> GroundTruth:
     """Reads `UCF101v2-GT.pkl`, the file of the ACT detector and of MMAction.
 
     Format: {'labels', 'train_videos', 'test_videos', 'nframes', 'resolution': {video: (h, w)},
@@ -175,13 +181,15 @@ def read_ucf101v2(path: str | Path, split: int = 1) -> GroundTruth:
     Args:
         path: the pickle file.
         split: which of its train/test lists, 1-based.
+        classes: names of the labels, for data of one's own in this format.
 
     Raises:
         UserError: another format, unknown class, a tube outside its video, frames that are not consecutive, or a
             listed video without annotation.
     """
     data = load_pickle(path)
-    labels = [label_of_class(str(name), f"{path}, labels") for name in _field(data, "labels", f"{path}", Sequence)]
+    names = _field(data, "labels", f"{path}", Sequence)
+    labels = [label_of_class(str(name), f"{path}, labels", classes) for name in names]
     truth = GroundTruth({}, {}, {}, [], [])
     counts, resolutions = _field(data, "nframes", f"{path}"), _field(data, "resolution", f"{path}")
     all_tubes = _field(data, "gttubes", f"{path}", Mapping)

@@ -6,14 +6,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +29,16 @@ from provscale.errors import UserError
 from provscale.guidance import GuidedStep
 from provscale.sample import Sample
 from provscale.tracking import console
+
+
+@contextmanager
+def environment_without(*names: str) -> Iterator[None]:
+    """Hides environment variables that Accelerate would read, and puts them back."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class Engine:
@@ -38,12 +55,13 @@ class Engine:
             # The trainer averages buffers itself, on every engine alike.
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ]
-        if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not torch.cuda.is_available() and "WORLD_SIZE" in os.environ:
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
         # Precision is the step's own business (autocast inside it), so engines do not change numbers.
         self.accelerator = Accelerator(
             mixed_precision="no",
-            gradient_accumulation_steps=config.train.accumulation,
+            # A plugin, because the plain argument yields to an environment variable.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.train.accumulation),
             kwargs_handlers=handlers,
             log_with=None if config.tracking.wandb == "disabled" else "wandb",
             **self.accelerator_arguments(),
@@ -76,7 +94,10 @@ class Engine:
     def prepare(self, step: GuidedStep, optimizer: torch.optim.Optimizer) -> None:
         """Hands step and optimizer to the engine. `step` stays usable by name of its parameters."""
         self.step = step
-        self.prepared, self.optimizer = self.accelerator.prepare(step, optimizer)
+        with warnings.catch_warnings():
+            # PyTorch suggests another argument instead of `broadcast_buffers`, which Accelerate cannot pass on.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+            self.prepared, self.optimizer = self.accelerator.prepare(step, optimizer)
 
     def losses(self, sample: Sample) -> dict[str, Tensor]:
         """One training forward pass; see `GuidedStep.forward`."""
@@ -85,7 +106,9 @@ class Engine:
 
     def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:
         """A forward pass for evaluation; all processes must take part."""
-        return self.prepared(sample, outputs=outputs)
+        # Where gradients are on, a forward pass of DDP prepares it to reduce at the next backward pass, whosever it is.
+        with torch.no_grad():
+            return self.prepared(sample, outputs=outputs)
 
     def accumulate(self) -> Any:
         """Context of one micro-batch."""

@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from provscale.errors import UserError
-from provscale.evaluation import gradient_energy, group_accuracy, maxboxacc  # noqa: F401  (they register)
+from provscale.evaluation import (  # noqa: F401  (they register)
+    gradient_energy,
+    group_accuracy,
+    maxboxacc,
+    video_ap_evaluator,
+)
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
 
 __all__ = ["EVALUATORS", "Evaluator", "Gather", "alone", "build_evaluators"]

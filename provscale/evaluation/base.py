@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from provscale.registry import Registry
 from provscale.sample import Sample
+
+if TYPE_CHECKING:
+    from provscale.data.base import DataSplits
 
 Gather = Callable[[Any], list[Any]]
 """Takes one picklable object from each process, returns the list of all of them, in rank order, on every process."""
@@ -26,10 +29,14 @@ class Evaluator(ABC):
     Attributes:
         requires: which outputs the network must provide: `logits` float32 [B, K]; `score_map` float32 [B, h, w],
             class activation map of the true class; `input_gradient` float32 of the inputs' shape, gradient of the
-            true class's logit.
+            true class's logit; `instance_scores` float32 [B, ..., K], logits of the parts of an input, such as its
+            skeletons.
     """
 
     requires: frozenset[str] = frozenset({"logits"})
+
+    def begin(self, splits: DataSplits) -> None:  # noqa: B027  (most evaluators need nothing)
+        """Called once before the first batch, for ground truth that does not fit a sample's annotations."""
 
     @abstractmethod
     def accumulate(self, sample: Sample, outputs: dict[str, Tensor]) -> None:

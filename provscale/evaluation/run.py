@@ -24,6 +24,8 @@ def evaluate(engine: Engine, splits: DataSplits, evaluators: list[Evaluator], ba
     items = LoadedItems(splits.evaluation, Synthesis().prepare, splits.evaluation_transform, splits.num_classes, seed)
     batches = evaluation_batches(len(items), batch_size, engine.rank, engine.world_size)
     keys = [[(0, index) for index in indices] for indices, _ in batches]
+    for evaluator in evaluators:
+        evaluator.begin(splits)
     engine.prepared.eval()
     loader = make_loader(items, keys, workers, engine.device.type == "cuda")
     for (_, counting), sample in zip(batches, loader, strict=True):

@@ -1,0 +1,84 @@
+"""Entry point: the metrics of a network's weights.
+
+accelerate launch provscale/evaluate.py --cfg runs/x/config.yaml --weights runs/x/checkpoints/best.safetensors
+
+Every key of the config can be overridden, e.g. `--evaluation.metrics [group_accuracy]`; `--json` prints one JSON object
+instead of a table. The run folder is not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+# Started as a script, Python puts this file's folder first on its path, where `data` or `config` would shadow others.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
+
+from provscale.errors import UserError, reported
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the metrics. Returns the exit code: 0, or 2 for a user's mistake."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return reported(lambda: print_metrics(words))
+
+
+def print_metrics(arguments: list[str]) -> None:
+    own = argparse.ArgumentParser(
+        prog="evaluate.py",
+        allow_abbrev=False,
+        epilog="All further options are keys of the config, as for train.py.",
+        description="Prints the metrics of a network's weights on the evaluation split.",
+    )
+    own.add_argument("--weights", help="weights as training writes them, e.g. runs/x/checkpoints/best.safetensors")
+    own.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options, rest = own.parse_known_args(arguments)
+    if not options.weights:
+        raise UserError("--weights: is not given; name a weight file, e.g. runs/x/checkpoints/best.safetensors")
+    if not Path(options.weights).is_file():
+        raise UserError(f"--weights: {options.weights} does not exist; training writes best.safetensors and "
+                        "final.safetensors into <run>/checkpoints")  # fmt: skip
+    metrics = evaluate_weights(rest, Path(options.weights))
+    if metrics is None:
+        return
+    if options.json:
+        print(json.dumps(metrics))
+    else:
+        width = max(len(name) for name in metrics)
+        print("\n".join(f"{name:<{width}}  {value:8.2f}" for name, value in metrics.items()))
+
+
+def evaluate_weights(arguments: list[str], weights: Path) -> dict[str, float] | None:
+    """The metrics on the main process, None on others. `arguments`: the config's command line."""
+    from provscale.command_line import parse
+
+    config = parse(arguments)
+    config.tracking.wandb = "disabled"
+    config.train.self_check = False
+    config.model.pretrained = str(weights)
+    from provscale.evaluation import build_evaluators
+    from provscale.evaluation.run import evaluate
+    from provscale.models.build import read_weights
+    from provscale.trainer import Trainer
+
+    trainer = Trainer(config)
+    engine, splits = trainer.engine, trainer.splits
+    found = {name: list(value.shape) for name, value in read_weights(weights, "--weights").items()}
+    expected = engine.shapes()
+    if found != expected:
+        other = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise UserError(
+            f"--weights: {weights} is of another model: {len(other)} tensors differ, e.g. '{other[0]}' is "
+            f"{found.get(other[0], 'absent')} there and {expected.get(other[0], 'absent')} here; give the config of "
+            "the run that wrote it"
+        )
+    evaluators = build_evaluators(trainer.metrics, splits.num_classes, splits.group_names)
+    metrics = evaluate(engine, splits, evaluators, config.evaluation.batch_size, config.data.workers, config.seed)
+    return metrics if engine.is_main else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

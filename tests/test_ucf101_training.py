@@ -1,0 +1,331 @@
+"""UCF101-24 from files to action tubes, on planted actions: real human motion of the package pybullet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from provscale.command_line import parse
+from provscale.config import DataConfig
+from provscale.data import DATA_SETS, DataSplits, motions
+from provscale.data.base import LoadedItems, make_loader
+from provscale.data.planted_actions import CLASSES, PlantedOptions, make_clips, project, write_files
+from provscale.data.skeleton_items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, person_slots, segments
+from provscale.data.skeletons import SkeletonClip
+from provscale.data.tracks import associate_with_tubes
+from provscale.errors import UserError
+from provscale.evaluation import build_evaluators
+from provscale.evaluation.video_ap_evaluator import VideoAP, video_detections
+from provscale.train import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+pytest.importorskip("pybullet_data", reason="planted actions need the motion clips of pybullet")
+SMALL = {"train": 12, "test": 12, "length": 20, "frames": 8, "persons": 5}
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    return DATA_SETS["planted_actions"](DataConfig(name="planted_actions", options=SMALL), 0)
+
+
+# motion
+
+
+def test_forward_kinematics_equals_pybullets_own() -> None:
+    """The package loads the same humanoid and computes its joints itself: all positions within a micrometre."""
+    bullet = pytest.importorskip("pybullet")
+    data = pytest.importorskip("pybullet_data")
+    client = bullet.connect(bullet.DIRECT)
+    try:
+        bullet.setAdditionalSearchPath(data.getDataPath(), physicsClientId=client)
+        body = bullet.loadURDF("humanoid/humanoid.urdf", globalScaling=0.25, useFixedBase=True,
+                               flags=bullet.URDF_MAINTAIN_LINK_ORDER, physicsClientId=client)  # fmt: skip
+        count = bullet.getNumJoints(body, client)
+        joints = {bullet.getJointInfo(body, index, client)[12].decode(): index for index in range(count)}
+        frames = np.array(json.loads((motions.motion_folder() / "humanoid3d_kick.txt").read_text())["Frames"])
+        found = motions.coco_keypoints(frames)
+
+        def wxyz_to_xyzw(quaternion: np.ndarray) -> list[float]:
+            return [*quaternion[1:], quaternion[0]]
+
+        for row in (0, 10, 30):
+            frame = frames[row]
+            bullet.resetBasePositionAndOrientation(body, frame[1:4], wxyz_to_xyzw(frame[4:8]), client)
+            for name, joint in motions.JOINTS.items():
+                values = frame[joint.first : joint.first + joint.size]
+                if joint.size:
+                    state = wxyz_to_xyzw(values) if joint.size == 4 else values
+                    bullet.resetJointStateMultiDof(body, joints[name], state, physicsClientId=client)
+            for name in set(motions.JOINTS) & set(COCO_KEYPOINTS):
+                state = bullet.getLinkState(body, joints[name], computeForwardKinematics=True, physicsClientId=client)
+                np.testing.assert_allclose(found[row, COCO_KEYPOINTS.index(name)], state[4], atol=1e-6)
+    finally:
+        bullet.disconnect(client)
+
+
+def test_resampling_repeats_or_turns_round() -> None:
+    points = np.arange(3.0)[:, None, None] * np.ones((3, 17, 3))
+    times = np.array([0.5, 2.5, 3.0, 4.5])
+    for cyclic, expected in ((True, [0.5, 0.5, 1.0, 0.5]), (False, [0.5, 1.5, 1.0, 0.5])):
+        motion = motions.Motion(np.arange(3.0), points, cyclic)
+        np.testing.assert_allclose(motions.resample(motion, times)[:, 0, 0], expected)
+
+
+def test_camera_is_a_pinhole() -> None:
+    """A person 1.5 m tall, 10 m away, 1 m to the right: 300 x 1.5 / 10 = 45 pixels tall, 30 right of the middle."""
+    head, feet = project(np.array([[1.0, 1.5, 10.0], [1.0, 0.0, 10.0]]))
+    assert head.tolist() == [190.0, 105.0]
+    assert feet[1] - head[1] == 45
+
+
+# items
+
+
+def test_slots_hold_one_person_each_although_detections_come_in_any_order() -> None:
+    clips, _ = make_clips(PlantedOptions(train=6, test=1, noise=0, missing=0), 0.1)
+    for clip in clips.values():
+        assert np.abs(np.diff(clip.keypoints[..., 0].mean(axis=2), axis=1)).max() > 40, "control: order does change"
+        items = SkeletonItems([clip], persons=5, min_score=0.1)
+        points = items[0].inputs.unflatten(2, (17, 3))
+        assert (points[4] == 0).all()
+        steps = points[:4, ..., 0].mean(dim=2).diff(dim=1).abs() * 160
+        assert steps.max() < 25, "nobody jumps 25 pixels in a 25th of a second"
+
+
+def test_people_with_more_evidence_choose_slots_first() -> None:
+    """Two people, one slot: it goes to the one whose confidences add up to more, wherever the detector lists them."""
+    keypoints = np.random.default_rng(0).uniform(10, 60, (2, 6, 17, 2)).astype(np.float32)
+    keypoints[1] += 150
+    for strong in (0, 1):
+        scores = np.full((2, 6, 17), 0.5, np.float32)
+        scores[strong] = 0.9
+        clip = SkeletonClip("Kick/v_Kick_g01_c01", 0, keypoints, scores, (240, 320))
+        assert (person_slots(clip, 1, 0.1, min_iou=0.1) == strong).all()
+
+
+def test_elements_are_normalised_and_missing_ones_are_zero() -> None:
+    """In 320 x 240: x = 240 is 240 / 160 - 1 = 0.5, y = 30 is 30 / 120 - 1 = -0.75."""
+    keypoints, scores = np.zeros((1, 2, 17, 2), np.float32), np.zeros((1, 2, 17), np.float32)
+    keypoints[0, 1, 3], scores[0, 1, 3] = (240, 30), 0.6
+    keypoints[0, 1, 4], scores[0, 1, 4] = (1, 2), 0.05
+    item = SkeletonItems([SkeletonClip("Kick/v_Kick_g01_c01", 0, keypoints, scores, (240, 320))], 2, 0.1)[0]
+    points = item.inputs.unflatten(2, (17, 3))
+    torch.testing.assert_close(points[0, 1, 3], torch.tensor([0.5, -0.75, 0.6]))
+    assert item.inputs.count_nonzero() == 3
+    assert item.valid_mask is not None
+    assert item.valid_mask.sum() == 3
+    assert torch.equal(item.inputs != 0, item.valid_mask.bool())
+
+
+@pytest.mark.parametrize(("frames", "count"), [(40, 16), (16, 16), (5, 16), (100, 32), (1, 3)])
+def test_segments_cover_the_clip(frames: int, count: int) -> None:
+    starts, ends = segments(frames, count)
+    assert {frame for first, end in zip(starts, ends, strict=True) for frame in range(first, end)} == set(range(frames))
+    assert (ends > starts).all()
+    assert max(ends - starts) - min(ends - starts) <= 1
+
+
+@pytest.mark.parametrize("length", [15, 20, 47])
+def test_views_show_every_skeleton_once(length: int) -> None:
+    built = DATA_SETS["planted_actions"](DataConfig(name="", options={**SMALL, "length": length, "frames": 16}), 0)
+    views: Any = built.evaluation
+    seen: dict[str, list[int]] = {}
+    for index in range(len(views)):
+        view = views.view(index)
+        assert views[index].inputs.shape == (5, 16, 51)
+        seen.setdefault(view.video, []).extend(view.frames[view.fresh].tolist())
+    assert len(seen) == SMALL["test"]
+    assert all(sorted(frames) == list(range(length)) for frames in seen.values())
+
+
+def test_mirror_swaps_left_and_right() -> None:
+    assert [COCO_KEYPOINTS[index] for index in MIRRORED][:3] == ["nose", "right_eye", "left_eye"]
+    transform = SampleFrames(4, random=True)
+    elements = torch.rand(2, 4, 51)
+    points, mirrored = elements.unflatten(2, (17, 3)), transform.mirror(elements, -1.0).unflatten(2, (17, 3))
+    torch.testing.assert_close(mirrored[:, :, 5], points[:, :, 6] * torch.tensor([-1.0, 1.0, 1.0]))
+    torch.testing.assert_close(transform.mirror(transform.mirror(elements, -1.0), -1.0), elements)
+
+
+def test_training_items_are_drawn_by_seed_epoch_and_index(splits: DataSplits) -> None:
+    items = LoadedItems(splits.train, lambda item: item, splits.train_transform, len(CLASSES), 0)
+    first, again, later = items[0, 3][1], items[0, 3][1], items[1, 3][1]
+    assert first.inputs.shape == (5, 8, 51)
+    assert torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.inputs, later.inputs)
+    assert first.valid_mask is not None
+    assert torch.equal(first.inputs != 0, first.valid_mask.bool())
+
+
+# evaluation
+
+
+def evaluated(splits: DataSplits, score: Callable[[int], np.ndarray], ranks: int = 1) -> dict[str, float]:
+    """The metrics of `score(index)` [P, F, K] (logits), as `ranks` processes would compute them."""
+    parts = []
+    for rank in range(ranks):
+        (evaluator,) = build_evaluators(["video_ap"], len(CLASSES))
+        assert isinstance(evaluator, VideoAP)
+        evaluator.begin(splits)
+        indices = list(range(rank, len(splits.evaluation), ranks))
+        items = LoadedItems(splits.evaluation, lambda item: item, splits.evaluation_transform, len(CLASSES), 0)
+        (sample,) = make_loader(items, [[(0, index) for index in indices]], 0, False)
+        evaluator.accumulate(sample, {"instance_scores": torch.from_numpy(np.stack([score(i) for i in indices]))})
+        parts.append(evaluator)
+    results = [part.compute(lambda _: [other.scores for other in parts]) for part in parts]
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+def oracle(splits: DataSplits, sign: float) -> Callable[[int], np.ndarray]:
+    """Logits `sign` x 5 for the video's class where a skeleton is the actor's, by overlap with the true tube."""
+    views: Any = splits.evaluation
+
+    def score(index: int) -> np.ndarray:
+        view, clip = views.view(index), views.clip(index)
+        logits = np.zeros((*view.persons.shape, len(CLASSES)), dtype=np.float32)
+        for slot, column in zip(*np.nonzero(view.persons >= 0), strict=True):
+            frame, seen = view.frames[column], clip.scores[view.persons[slot, column], view.frames[column]] > 0.1
+            points = clip.keypoints[view.persons[slot, column], frame][seen]
+            box = np.concatenate([points.min(axis=0), points.max(axis=0)])[None]
+            actor = associate_with_tubes(np.array([frame]), box, views.ground_truth.tubes[view.video], 0.5)[0] == 0
+            logits[slot, column, clip.label] = sign * (5 if actor else -5)
+        return logits
+
+    return score
+
+
+def test_perfect_and_reversed_scores(splits: DataSplits) -> None:
+    """True actors first: every tube is found before any other. The true actors last: nearly nothing is."""
+    perfect = evaluated(splits, oracle(splits, 1.0))
+    assert perfect["video_ap@0.2"] == perfect["video_ap@0.5"] == 100
+    assert perfect["frame_ap@0.5"] > 95  # boxes of neighbours may overlap the actor's by half
+    assert evaluated(splits, oracle(splits, -1.0))["video_ap@0.5"] < 10
+
+
+def test_processes_agree_with_one(splits: DataSplits) -> None:
+    score = oracle(splits, 0.1)
+
+    def noisy(index: int) -> np.ndarray:
+        return score(index) + np.random.default_rng(index).normal(0, 1, (5, 8, len(CLASSES))).astype(np.float32)
+
+    alone = evaluated(splits, noisy)
+    assert 10 < alone["video_ap@0.5"] < 100
+    assert evaluated(splits, noisy, ranks=3) == alone
+
+
+def test_scores_reach_the_boxes_they_belong_to(splits: DataSplits) -> None:
+    """Scores that name their skeleton: every detection's box is the extent of that skeleton's keypoints, plus 10 %."""
+    views: Any = splits.evaluation
+    index = 1
+    view, clip = views.view(index), views.clip(index)
+    names = 100 * view.frames + view.persons
+    (found,) = video_detections(views, {index: np.repeat(names[..., None], 2, axis=2)})
+    assert found.video == view.video
+    assert len(found.scores) == ((view.persons >= 0) & view.fresh).sum()
+    for frame, box, name in zip(found.frames, found.boxes, found.scores[:, 0], strict=True):
+        assert frame == name // 100
+        seen = clip.scores[int(name) % 100, frame] > 0.1
+        points = clip.keypoints[int(name) % 100, frame][seen]
+        low, high = points.min(axis=0), points.max(axis=0)
+        border = 0.1 * (high - low)
+        np.testing.assert_allclose(box, np.concatenate([low - border, high + border]), rtol=1e-5)
+
+
+def test_evaluator_refuses_what_it_cannot_use(splits: DataSplits) -> None:
+    (evaluator,) = build_evaluators(["video_ap"], len(CLASSES))
+    with pytest.raises(UserError, match="needs a data set with person tubes"):
+        evaluator.begin(dataclasses.replace(splits, evaluation=splits.train))
+    evaluator.begin(splits)
+    with pytest.raises(UserError, match="no clip was evaluated"):
+        evaluator.compute()
+
+
+# files
+
+
+def test_files_give_the_same_data_set(splits: DataSplits, tmp_path: Path) -> None:
+    """Written in the formats of MMAction2 and pyannot, and read by `ucf101_24`: items and tubes are equal."""
+    planted = PlantedOptions(**{key: SMALL[key] for key in ("train", "test", "length")})
+    list(write_files(tmp_path / "new", *make_clips(planted, 0.1)))
+    options = {"frames": 8, "persons": 5, "classes": list(CLASSES)}
+    read = DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path / "new"), options=options), 0)
+    assert read.class_names == splits.class_names
+    for ours, theirs in ((read.train, splits.train), (read.evaluation, splits.evaluation)):
+        assert len(ours) == len(theirs)
+        for index in range(len(theirs)):
+            assert (ours[index].name, ours[index].target) == (theirs[index].name, theirs[index].target)
+            torch.testing.assert_close(ours[index].inputs, theirs[index].inputs, rtol=0, atol=0)
+    ours, theirs = read.evaluation.ground_truth, splits.evaluation.ground_truth  # type: ignore[attr-defined]
+    assert ours.test_videos == theirs.test_videos
+    for video in theirs.test_videos:
+        np.testing.assert_array_equal(ours.tubes[video][0].boxes, theirs.tubes[video][0].boxes)
+
+
+def test_missing_files_say_what_to_download(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.root: is not set"):
+        DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24"), 0)
+    with pytest.raises(UserError, match=r"ucf101_2d.pkl does not exist; download it from https://.*ucf101_2d.pkl"):
+        DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path)), 0)
+    (tmp_path / "ucf101_2d.pkl").touch()
+    with pytest.raises(UserError, match=r"pyannot.pkl does not exist; download it from .*corrected-UCF101-Annots"):
+        DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path)), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ucf101_24", {"frame": 8}, "unknown option 'frame'"),
+        ("planted_actions", {"frames": 0}, "frames: is 0, must be at least 1"),
+        ("planted_actions", {"bias": 2}, r"bias: is 2, must be in \[0, 1\]"),
+        ("planted_actions", {"length": 10}, "length: is 10, must be at least 15"),
+        ("planted_actions", {"peple": 3}, "unknown option 'peple'"),
+    ],
+)
+def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DATA_SETS[name](DataConfig(name=name, root=".", options=options), 0)
+
+
+# configs and training
+
+
+def test_table_8() -> None:
+    """Column UCF101-24 of the supplement's Table 8."""
+    config = parse(["--cfg", str(CONFIGS / "ucf101_hrnet.yaml")])
+    assert (config.synthesis.name, config.synthesis.probability, config.guidance.alpha) == ("batchmix", 1.0, 0.01)
+    optim = config.optim
+    assert (optim.name, optim.lr, optim.schedule) == ("sgd", 7.5e-3, "linear")
+    assert (optim.weight_decay, optim.momentum) == (2.5e-5, 0.9)
+    assert (config.train.epochs, config.data.batch_size) == (40, 30)
+    baseline = parse(["--cfg", str(CONFIGS / "ucf101_hrnet.yaml"), "--guidance.alpha", "0"])
+    assert dataclasses.replace(baseline, guidance=config.guidance) == config
+
+
+def test_configs_differ_in_the_synthesis_only() -> None:
+    mixed, plain = (yaml.safe_load((CONFIGS / f"ucf101_hrnet{end}.yaml").read_text()) for end in ("", "_nomix"))
+    assert {key for key in mixed if mixed[key] != plain[key]} == {"run", "synthesis", "guidance"}
+
+
+def test_both_arms_train(tmp_path: Path) -> None:
+    """Three steps of each arm through the entry point, from batches to action tubes, with its start-up self-check."""
+    words = ["--cfg", str(CONFIGS / "planted_actions.yaml"), "--run.dir", str(tmp_path), "--tracking.wandb", "disabled",
+             "--data.options", json.dumps(SMALL), "--data.batch_size", "4", "--train.epochs", "1",
+             "--model.options", "{width: 8}"]  # fmt: skip
+    for name, alpha in (("guided", "0.01"), ("baseline", "0")):
+        assert main([*words, "--run.name", name, "--guidance.alpha", alpha]) == 0
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        train, evaluation = rows[-2], rows[-1]
+        assert train["step"] == 3
+        assert (train["loss_guidance"] > 0) == (name == "guided")
+        assert train["loss"] == pytest.approx(train["loss_cls"] + float(alpha) * train["loss_guidance"])
+        assert 0 <= evaluation["video_ap@0.5"] <= evaluation["video_ap@0.2"] <= 100
+        assert {"video_ap@0.75", "video_ap@0.5:0.95", "frame_ap@0.5", "accuracy"} <= set(evaluation)

@@ -1,0 +1,142 @@
+"""Draws what a trained SKP sees: skeletons coloured by action score, and by input gradient, as PNG and GIF.
+
+    python tools/show_skeletons.py runs/planted-guided --clip 3 --out skeletons
+
+Left: the score of the video's class for every skeleton (pooling switching). Right: the norm of the class logit's
+gradient for every keypoint. The box is the annotated actor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
+
+from provscale.command_line import parse
+from provscale.data import DATA_SETS
+from provscale.data.skeleton_items import COCO_KEYPOINTS, SkeletonViews
+from provscale.data.tubes import Tube
+from provscale.errors import UserError
+from provscale.guidance import GuidedStep
+from provscale.models import build_model
+from provscale.models.build import read_weights
+from provscale.sample import Sample
+
+LIMBS = tuple(
+    (COCO_KEYPOINTS.index(first), COCO_KEYPOINTS.index(second))
+    for first, second in [
+        ("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"), ("nose", "left_eye"), ("nose", "right_eye"),
+        *((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in [
+            ("eye", "ear"), ("shoulder", "elbow"), ("elbow", "wrist"), ("shoulder", "hip"), ("hip", "knee"),
+            ("knee", "ankle"),
+        ]),
+    ]
+)  # fmt: skip
+
+
+class Scene:
+    """One view of a clip, scored.
+
+    Attributes:
+        points: float32 [P, F, V, 3], x and y in pixels, confidence.
+        scores: float32 [P, F], softmax score of the clip's class.
+        gradients: float32 [P, F, V].
+        frames: int [F].
+    """
+
+    def __init__(self, run: Path, clip: int, weights: str) -> None:
+        config = parse(["--cfg", str(run / "config.yaml")])
+        splits = DATA_SETS[config.data.name](config.data, config.seed)
+        if not isinstance(splits.evaluation, SkeletonViews):
+            raise UserError(f"{run}: its data set {config.data.name} has no skeletons; give a run on skeletons")
+        views = splits.evaluation
+        starts = [index for index in range(len(views)) if views.places[index][1] == 0]
+        if not 0 <= clip < len(starts):
+            raise UserError(f"--clip: is {clip}; the test split has clips 0 to {len(starts) - 1}")
+        index = starts[clip]
+        network = build_model(config.model, splits.num_classes).network
+        found_weights = read_weights(run / weights, "--weights")
+        if found_weights.keys() != network.state_dict().keys():
+            raise UserError(f"--weights: {run / weights} does not fit the run's model.name {config.model.name}")
+        network.load_state_dict(found_weights)
+        item = views[index]
+        step = GuidedStep(network, alpha=0.0).eval()
+        wanted = frozenset({"instance_scores", "input_gradient"})
+        found = step.predict(Sample.real(item.inputs[None], torch.tensor([item.target])), wanted)
+        self.scores = found["instance_scores"][0].softmax(dim=2)[..., item.target].numpy()
+        self.gradients = found["input_gradient"][0].unflatten(2, (-1, 3)).norm(dim=3).numpy()
+        self.points = item.inputs.unflatten(2, (-1, 3)).numpy().copy()
+        self.height, self.width = views.clip(index).shape
+        self.points[..., :2] = (self.points[..., :2] + 1) / 2 * (self.width, self.height)
+        self.frames, self.tubes = views.view(index).frames, views.ground_truth.tubes[views.clip(index).name]
+        self.title = f"{views.clip(index).name}: {splits.class_names[item.target]}"
+
+    def draw(self, axes: tuple[Axes, Axes], column: int) -> None:
+        """One frame: scores on the left, gradients on the right."""
+        brightest = max(float(self.gradients.max()), 1e-12)
+        for axis, by_score in zip(axes, (True, False), strict=True):
+            axis.clear()
+            axis.set(xlim=(0, self.width), ylim=(self.height, 0), xticks=[], yticks=[], facecolor="#111111")
+            axis.set_aspect("equal")
+            for tube in self.tubes:
+                box(axis, tube, int(self.frames[column]))
+            for person in range(len(self.points)):
+                points = self.points[person, column]
+                seen = points[:, 2] > 0
+                if not seen.any():
+                    continue
+                limbs = [points[[a, b], :2] for a, b in LIMBS if seen[a] and seen[b]]
+                colour = mpl.colormaps["viridis"](float(self.scores[person, column])) if by_score else "#555555"
+                axis.add_collection(LineCollection(limbs, colors=[colour], linewidths=2.0))
+                if not by_score:
+                    share = self.gradients[person, column][seen] / brightest
+                    x, y = points[seen, :2].T
+                    axis.scatter(x, y, s=4 + 60 * share, c=share, cmap="magma", vmin=0, vmax=1, zorder=3)
+        axes[0].set_title("action score", fontsize=8)
+        axes[1].set_title("input gradient", fontsize=8)
+
+
+def box(axis: Axes, tube: Tube, frame: int) -> None:
+    if tube.first_frame <= frame < tube.end_frame:
+        x1, y1, x2, y2 = tube.boxes[frame - tube.first_frame]
+        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="#66ccff", linestyle=":"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 after a user's mistake, which is printed as one line."""
+    parser = argparse.ArgumentParser(description="Draws skeletons coloured by action score and by input gradient.")
+    parser.add_argument("run", type=Path, help="run folder with config.yaml and weights")
+    parser.add_argument("--clip", type=int, default=0, help="which clip of the test split, from 0")
+    parser.add_argument("--weights", default="checkpoints/best.safetensors", help="weight file in the run folder")
+    parser.add_argument("--out", type=Path, default=Path("skeletons"), help="path without ending: .png and .gif follow")
+    given = parser.parse_args(arguments)
+    try:
+        scene = Scene(given.run, given.clip, given.weights)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    plt.switch_backend("agg")
+    columns = np.linspace(0, len(scene.frames) - 1, 4).round().astype(int)
+    figure, axes = plt.subplots(4, 2, figsize=(6.4, 10), layout="constrained")
+    figure.suptitle(scene.title, fontsize=9)
+    for row, column in enumerate(columns):
+        scene.draw(tuple(axes[row]), int(column))
+    figure.savefig(given.out.with_suffix(".png"), dpi=100)
+    figure, pair = plt.subplots(1, 2, figsize=(6.4, 2.8), layout="constrained")
+    animation = FuncAnimation(figure, lambda column: scene.draw(tuple(pair), column), frames=len(scene.frames))
+    animation.save(given.out.with_suffix(".gif"), writer=PillowWriter(fps=8), dpi=80)
+    print(given.out.with_suffix(".png"), given.out.with_suffix(".gif"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
