@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 DEMO_DIR ?= runs
 
-.PHONY: install demo demo-seeds skeleton test test-fast test-gpu lint clean
+.PHONY: install demo demo-seeds skeleton test test-fast test-gpu benchmark benchmark-gpu lint clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,13 @@ test-fast: install
 
 test-gpu: install
 	$(RUN)/python -m pytest -m gpu
+
+# Speed of the guided step on this machine, both sides in one run; the second also runs every GPU test first.
+benchmark: install
+	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --doc docs/performance.md
+
+benchmark-gpu: test-gpu
+	$(RUN)/python tools/benchmark.py --precision no bf16
 
 lint: install
 	$(RUN)/ruff check .

@@ -78,7 +78,7 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bars: guided and hand-written step as multiples of a plain eager step; a line at the floor of each kind of label."""
+    """Bars: guided and hand-written step as multiples of a plain eager step; a line at the floor."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,0 +1,49 @@
+"""Guidance's options reach training through the config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from provscale.command_line import parse
+from provscale.guidance.compiled import CompiledExecutor
+from provscale.trainer import Trainer
+
+BASE = [
+    "--data.name", "digits", "--data.image_size", "32", "--data.batch_size", "4",
+    "--data.options", "{train: 16, edits: 4, test: 4}", "--model.name", "test_resnet", "--guidance.alpha", "0.01",
+    "--train.epochs", "1", "--train.max_steps", "4", "--tracking.wandb", "disabled", "--tracking.images", "0",
+]  # fmt: skip
+
+
+def train(folder: Path, *arguments: str) -> list[dict[str, float]]:
+    config = parse([*BASE, "--run.dir", str(folder), *arguments])
+    trainer = Trainer(config)
+    if config.guidance.executor == "compiled":
+        trainer.step.executor = CompiledExecutor("eager")  # the traced graph without minutes of Inductor
+    trainer.fit()
+    rows = [json.loads(line) for line in (folder / config.run.name / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("term", ["sample", "batch"])
+def test_every_second_step_is_guided_twice_as_strongly(tmp_path, term):
+    """CutMix makes every sample synthetic; L = L_cls + 2 alpha L_PG in steps 1 and 3, L_cls in steps 2 and 4."""
+    rows = train(tmp_path, "--synthesis.name", "cutmix", "--guidance.every", "2", "--guidance.sampled_term", term)
+    for number, row in enumerate(rows):
+        assert (row["loss_guidance"] > 0) == (number % 2 == 0)
+        assert row["loss"] == pytest.approx(row["loss_cls"] + 0.02 * row["loss_guidance"], rel=1e-5)
+
+
+def test_recomputing_and_compiling_train_as_eager_does(tmp_path):
+    expected = train(tmp_path, "--synthesis.name", "cutmix", "--run.name", "plain")
+    for name, option in (
+        ("recomputed", ["--train.checkpoint_activations", "true"]),
+        ("compiled", ["--guidance.executor", "compiled"]),
+    ):
+        found = train(tmp_path, "--synthesis.name", "cutmix", "--run.name", name, *option)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+            assert mine["loss_guidance"] == pytest.approx(theirs["loss_guidance"], rel=1e-3)
