@@ -25,7 +25,11 @@ def test_three_lines_in_a_loop_of_ones_own() -> None:
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
     )
     before = [parameter.detach().clone() for parameter in network.parameters()]
     images = torch.randn(8, 3, 16, 16)

@@ -1,7 +1,7 @@
 """Trains both arms of the demo on the embedded data and writes a report about them side by side.
 
-    python tools/demo.py                                          one seed: what `make demo` runs
-    python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the table in docs/demo.md
+python tools/demo.py                                          one seed: what `make demo` runs
+python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the table in docs/demo.md
 """
 
 from __future__ import annotations
