@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=ucf101_hrnet --output=slurm/logs/%x-%j.out --open-mode=append
+#SBATCH --requeue --signal=USR1@300 --time=12:00:00
+#SBATCH --nodes=1 --cpus-per-task=8 --gpus-per-node=1
+# UCF101-24 from HRNet skeletons (Table 8, column 1), either arm:
+#
+#   sbatch slurm/ucf101_hrnet.sh [guided|baseline] [--key value ...]
+source slurm/job.sh
+experiment ucf101_hrnet "$@"
