@@ -20,6 +20,10 @@ if ! "$python" -c "import torch, torchvision, cv2, scipy, matplotlib, rich, yaml
     echo "error: $python lacks provscale or one of its dependencies; install them first (make install)" >&2
     exit 2
 fi
+if ! "$python" -W ignore -c "import pkg_resources" 2>/dev/null; then
+    echo "error: MMEngine needs pkg_resources, which setuptools no longer has: $python -m pip install 'setuptools<81'" >&2
+    exit 2
+fi
 # The header is found through the interpreter, the compiler as Python's build tools find it.
 header=$("$python" -c "import sysconfig; print(sysconfig.get_path('include'))")/Python.h
 if ! command -v "${CC:-gcc}" >/dev/null || [[ ! -f $header ]]; then

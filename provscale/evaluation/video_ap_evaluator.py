@@ -60,11 +60,10 @@ class VideoAP(Evaluator):
         Raises:
             UserError: nothing was accumulated.
         """
-        assert self.views is not None, "begin comes before compute"
         scores: dict[int, np.ndarray] = {}
         for part in gather(self.scores):
             scores.update(part)
-        if not scores:
+        if self.views is None or not scores:
             raise UserError("video_ap: no clip was evaluated; check that the evaluation split is not empty")
         detections = list(video_detections(self.views, scores))
         tubes = [tube for item in detections for tube in build_tubes(item)]
