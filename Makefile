@@ -1,5 +1,5 @@
-# make demo    creates .venv, trains both arms on embedded real data, shows the path of the report
-# make test    creates .venv if needed, runs every test
+# make demo    creates .venv, trains on embedded real data without and with guidance, shows the path of the report
+# make test    creates .venv if needed, runs every test that needs no GPU
 # make lint    ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def print_metrics(arguments: list[str]) -> None:
     own = argparse.ArgumentParser(
         prog="evaluate.py",
+        usage="evaluate.py --cfg RUN/config.yaml --weights FILE [--json] [--KEY VALUE ...]",
         allow_abbrev=False,
         epilog="All further options are keys of the config, as for train.py.",
         description="Prints the metrics of a network's weights on the evaluation split.",

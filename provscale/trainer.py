@@ -112,6 +112,8 @@ class Trainer:
         config, engine = self.config, self.engine
         with self.stop_request, RunFolder(engine, config) as folder:
             self.progress = self.checkpointer.resume()
+            if self.progress.step >= self.total_steps:
+                engine.print(f"{config.folder} has finished already; what follows writes its summary and report again")
             self.folder = folder
             if self.reference is not None and self.progress.step < self.total_steps:
                 self.check()

@@ -34,7 +34,9 @@ def measure(arguments: list[str]) -> tuple[int, MaskQuality]:
     for index in range(len(splits.edits)):
         item = synthesis.prepare(splits.edits[index])
         if "object_mask" not in item.annotations or item.provenance_mask is None:
-            raise UserError(f"{item.name}: has no object mask to compare with; add object_mask_file_name")
+            raise UserError(
+                f"{item.name}: the truth of its mask is unknown; only data sets that know it, such as digits, can be checked"
+            )
         counts.append(count_pixels(item.provenance_mask[None] > 0.5, item.annotations["object_mask"][None] > 0))
     return len(counts), quality_of(join(counts))
 

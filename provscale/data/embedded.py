@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torchvision.transforms import v2
 
 from provscale.config import DataConfig
@@ -9,24 +11,27 @@ from provscale.data.base import DATA_SETS, DataSplits
 from provscale.data.digits import TexturedDigits
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
+from provscale.registry import nearest
 
 
 @DATA_SETS.register("digits")
 def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: `train`, `edits`, `validation`, `test` (sample counts) and the settings of `TexturedDigits`.
+    """Options: `train`, `edits`, `test` (sample counts) and the settings of `TexturedDigits`.
 
     Training images are flipped by nothing (digits have a handedness); the normalisation is that of
     EfficientNet-lite0's published weights.
     """
     options = dict(config.options)
+    own = set(inspect.signature(TexturedDigits).parameters) - {"split", "size", "seed", "samples"}
+    allowed = sorted({*own, "train", "edits", "test"})
+    for name in options:
+        if name not in allowed:
+            raise UserError(f"data.options: unknown '{name}'{nearest(name, allowed)} (one of: {', '.join(allowed)})")
     counts = {name: options.pop(name, default) for name, default in (("train", 400), ("edits", 200), ("test", 600))}
-    try:
-        splits = {
-            name: TexturedDigits(name, size=config.image_size, seed=seed, samples=count, **options)
-            for name, count in counts.items()
-        }
-    except TypeError as error:
-        raise UserError(f"data.options: {error}") from None
+    splits = {
+        name: TexturedDigits(name, size=config.image_size, seed=seed, samples=count, **options)
+        for name, count in counts.items()
+    }
     test = splits["test"]
     resize = v2.Resize([config.image_size, config.image_size], antialias=True)
     return DataSplits(

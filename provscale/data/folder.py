@@ -4,11 +4,15 @@
                                      [,x0,y0,x1,y1]
     root/train/*.jpg ...
     root/test/metadata.csv ...
-    root/edits/metadata.csv ...      optional: edited images, with mask_file_name or source_file_name
+    root/edits/metadata.csv ...      edited images, with mask_file_name or source_file_name;
+                                     `synthesis.name: edited` needs them
 
-`mask_file_name` is the provenance mask of an edited image (8-bit gray, 255 = unedited, 0 = edited, values between
-are shares; or 0 and 1); `source_file_name` the image before the edit, from which the mask is derived.
-`object_mask_file_name` and x0..y1 (pixels) serve evaluation only.
+Labels and groups are integers from 0. File names are relative to the split's folder and may leave it
+(`../train/a.png`).
+
+`mask_file_name` is the provenance mask of an edited image: one channel, the size of its image, 8-bit gray (255 =
+unedited, 0 = edited, values between are shares) or 0 and 1. `source_file_name` is the image before the edit, from
+which the mask is derived. `object_mask_file_name` and x0..y1 (pixels) serve evaluation only.
 """
 
 from __future__ import annotations
