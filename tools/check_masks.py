@@ -35,7 +35,7 @@ def measure(arguments: list[str]) -> tuple[int, MaskQuality]:
         item = synthesis.prepare(splits.edits[index])
         if "object_mask" not in item.annotations or item.provenance_mask is None:
             raise UserError(
-                f"{item.name}: the truth of its mask is unknown; only data sets that know it, such as digits, can be checked"
+                f"{item.name}: the truth of its mask is unknown; check a data set that knows it, e.g. digits"
             )
         counts.append(count_pixels(item.provenance_mask[None] > 0.5, item.annotations["object_mask"][None] > 0))
     return len(counts), quality_of(join(counts))

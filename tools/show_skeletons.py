@@ -1,9 +1,10 @@
 """Draws what a trained SKP sees: skeletons coloured by action score, and by input gradient, as PNG and GIF.
 
-    python tools/show_skeletons.py runs/planted-guided --clip 3 --out skeletons
+    python tools/show_skeletons.py runs/planted-baseline runs/planted-guided --clip 3 --out skeletons
 
-Left: the score of the video's class for every skeleton (pooling switching). Right: the norm of the class logit's
-gradient for every keypoint. The box is the annotated actor.
+Runs stand beside each other in the PNG and below each other in the GIF. Left: the score of the video's class for every
+skeleton (pooling switching). Right: the norm of the class logit's gradient for every keypoint, relative to the largest
+of its run. The box is the annotated actor.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Scene:
         scores: float32 [P, F], softmax score of the clip's class.
         gradients: float32 [P, F, V].
         frames: int [F].
+        extent: [2, 2], first and last x, first and last y that are drawn.
+        run, title: name of the run's folder; of the clip, and its class.
     """
 
     def __init__(self, run: Path, clip: int, weights: str) -> None:
@@ -77,15 +80,18 @@ class Scene:
         self.points = item.inputs.unflatten(2, (-1, 3)).numpy().copy()
         self.height, self.width = views.clip(index).shape
         self.points[..., :2] = (self.points[..., :2] + 1) / 2 * (self.width, self.height)
+        whole = np.array([[0, self.width], [0, self.height]])
+        seen = self.points[self.points[..., 2] > 0][:, :2]
+        self.extent = np.stack([seen.min(axis=0) - 15, seen.max(axis=0) + 15], axis=1) if len(seen) else whole
         self.frames, self.tubes = views.view(index).frames, views.ground_truth.tubes[views.clip(index).name]
-        self.title = f"{views.clip(index).name}: {splits.class_names[item.target]}"
+        self.run, self.title = run.name, f"{views.clip(index).name}: {splits.class_names[item.target]}"
 
     def draw(self, axes: tuple[Axes, Axes], column: int) -> None:
         """One frame: scores on the left, gradients on the right."""
         brightest = max(float(self.gradients.max()), 1e-12)
         for axis, by_score in zip(axes, (True, False), strict=True):
             axis.clear()
-            axis.set(xlim=(0, self.width), ylim=(self.height, 0), xticks=[], yticks=[], facecolor="#111111")
+            axis.set(xlim=self.extent[0], ylim=self.extent[1][::-1], xticks=[], yticks=[], facecolor="#111111")
             axis.set_aspect("equal")
             for tube in self.tubes:
                 box(axis, tube, int(self.frames[column]))
@@ -100,8 +106,8 @@ class Scene:
                 if not by_score:
                     share = self.gradients[person, column][seen] / brightest
                     x, y = points[seen, :2].T
-                    axis.scatter(x, y, s=4 + 60 * share, c=share, cmap="magma", vmin=0, vmax=1, zorder=3)
-        axes[0].set_title("action score", fontsize=8)
+                    axis.scatter(x, y, s=4 + 60 * share, c=share, cmap="magma", vmin=-0.3, vmax=1, zorder=3)
+        axes[0].set_title(f"{self.run}: action score", fontsize=8)
         axes[1].set_title("input gradient", fontsize=8)
 
 
@@ -114,26 +120,37 @@ def box(axis: Axes, tube: Tube, frame: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 2 after a user's mistake, which is printed as one line."""
     parser = argparse.ArgumentParser(description="Draws skeletons coloured by action score and by input gradient.")
-    parser.add_argument("run", type=Path, help="run folder with config.yaml and weights")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders with config.yaml and weights")
     parser.add_argument("--clip", type=int, default=0, help="which clip of the test split, from 0")
-    parser.add_argument("--weights", default="checkpoints/best.safetensors", help="weight file in the run folder")
+    parser.add_argument("--weights", default="checkpoints/best.safetensors", help="weight file in each run folder")
     parser.add_argument("--out", type=Path, default=Path("skeletons"), help="path without ending: .png and .gif follow")
     given = parser.parse_args(arguments)
     try:
-        scene = Scene(given.run, given.clip, given.weights)
+        scenes = [Scene(run, given.clip, given.weights) for run in given.runs]
+        if len({(scene.title, tuple(scene.frames)) for scene in scenes}) > 1:
+            raise UserError(
+                f"--clip: clip {given.clip} is not the same in all runs; give runs on the same data.options"
+            )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     plt.switch_backend("agg")
-    columns = np.linspace(0, len(scene.frames) - 1, 4).round().astype(int)
-    figure, axes = plt.subplots(4, 2, figsize=(6.4, 10), layout="constrained")
-    figure.suptitle(scene.title, fontsize=9)
+    count, frames = len(scenes), len(scenes[0].frames)
+    columns = np.linspace(0, frames - 1, 4).round().astype(int)
+    figure, axes = plt.subplots(4, 2 * count, figsize=(6.4 * count, 8), layout="constrained", squeeze=False)
+    figure.suptitle(scenes[0].title, fontsize=9)
     for row, column in enumerate(columns):
-        scene.draw(tuple(axes[row]), int(column))
+        for place, scene in enumerate(scenes):
+            scene.draw((axes[row, 2 * place], axes[row, 2 * place + 1]), int(column))
     figure.savefig(given.out.with_suffix(".png"), dpi=100)
-    figure, pair = plt.subplots(1, 2, figsize=(6.4, 2.8), layout="constrained")
-    animation = FuncAnimation(figure, lambda column: scene.draw(tuple(pair), column), frames=len(scene.frames))
-    animation.save(given.out.with_suffix(".gif"), writer=PillowWriter(fps=8), dpi=80)
+    figure, pairs = plt.subplots(count, 2, figsize=(6.4, 2.8 * count), layout="constrained", squeeze=False)
+
+    def show(column: int) -> None:
+        for scene, pair in zip(scenes, pairs, strict=True):
+            scene.draw(tuple(pair), column)
+
+    animation = FuncAnimation(figure, show, frames=frames)
+    animation.save(given.out.with_suffix(".gif"), writer=PillowWriter(fps=5), dpi=80)
     print(given.out.with_suffix(".png"), given.out.with_suffix(".gif"))
     return 0
 
