@@ -62,6 +62,8 @@ class Checkpointer:
         self.last = folder
         if folder.resolve().parent != self.root.resolve():  # another run's best weights are not in this run's folder
             progress = replace(progress, best_epoch=0, best_value=None, best_metrics={})
+        if chosen == str(Path(self.config.checkpoint.resume)):
+            progress = replace(progress, resumed_from=str(folder.resolve()))
         self.engine.print(f"resumed from {folder}, step {progress.step}")
         return self.stamp(progress)
 
@@ -100,6 +102,10 @@ class Checkpointer:
                 raise UserError(f"checkpoint.resume: {folder} is no folder; allowed are auto, never or a checkpoint")
             if problem := damage(folder):
                 raise UserError(f"checkpoint.resume: {folder} cannot be used: {problem}; name another checkpoint")
+            # The same command again, after a requeue for instance, goes on with what this run has done since.
+            newest = next((own for own in newest_first(self.root) if not damage(own)), None)
+            if newest is not None and read_progress(newest).resumed_from == str(folder.resolve()):
+                return str(newest)
             return str(folder)
         folders = newest_first(self.root)
         if wanted == "never":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class Progress:
         best_metrics, last_metrics: evaluation results.
         seconds: wall time spent in training and evaluation so far.
         engine, world_size, optimizer: what wrote it.
+        resumed_from: the checkpoint that `checkpoint.resume` named when this run began from it; "" otherwise.
         parameters: shape of every parameter and buffer by name.
     """
 
@@ -41,6 +43,7 @@ class Progress:
     last_metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     engine: str = ""
+    resumed_from: str = ""
     world_size: int = 1
     optimizer: str = ""
     parameters: dict[str, list[int]] = field(default_factory=dict)
@@ -73,7 +76,8 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a small text file so that it has either its old or its new content."""
-    aside = path.with_name(f".{path.name}.new")
+    # A name of its own: several processes may write the same file at once.
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.new")
     try:
         aside.write_text(text)
         sync(aside)
@@ -132,7 +136,10 @@ def newest_first(root: Path) -> list[Path]:
 def clean(root: Path) -> None:
     """Removes what an interrupted save left behind."""
     for leftover in root.glob(".saving-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def prune(root: Path, keep: int, step: int) -> None:

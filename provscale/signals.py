@@ -44,10 +44,15 @@ def ignore_stop_signals(*worker: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals_ignored() -> Iterator[None]:
-    """Processes started inside the block ignore stop signals from their first moment on."""
+    """Processes started inside the block ignore stop signals from their first moment on.
+
+    A stop signal that reaches this process meanwhile is kept back, and delivered at the end of the block.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

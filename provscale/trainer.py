@@ -6,6 +6,7 @@ for every epoch:  for every global batch:  load -> synthesise -> step (loss, gra
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -96,9 +97,10 @@ class Trainer:
             executor=config.guidance.executor,
             sampled_term=config.guidance.sampled_term,
         )
+        # The copy first: it shall show ordinary double backward.
+        reference = unwrapped_copy(self.step) if config.train.self_check else None
         if config.train.checkpoint_activations:
             recompute_activations(built.network)
-        reference = unwrapped_copy(self.step) if config.train.self_check else None
         optimizer = build_optimizer(built.network.named_parameters(), built.new_parameters, config.optim)
         self.total_parameters = sum(parameter.numel() for parameter in self.step.parameters())  # before sharding
         self.engine.prepare(self.step, optimizer)
@@ -146,6 +148,7 @@ class Trainer:
                     self.progress.seconds = time.monotonic() - self.clock
                     self.folder.sync()
                     self.checkpointer.save(self.progress)
+                    self.last_end = time.monotonic()
                 if self.stopping and not ends_training:
                     self.engine.print(f"asked to stop: checkpoint of step {self.progress.step} is written")
                     return False
@@ -252,15 +255,15 @@ class Trainer:
         if best not in metrics:
             raise UserError(f"evaluation.best: '{best}' is not among the metrics: {', '.join(metrics)}")
         progress.last_metrics = metrics
-        if progress.best_value is None or metrics[best] > progress.best_value:
+        if not math.isnan(metrics[best]) and (progress.best_value is None or metrics[best] > progress.best_value):
             progress.best_value, progress.best_epoch, progress.best_metrics = metrics[best], epoch + 1, metrics
             self.checkpointer.save_weights("best.safetensors")
         row: dict[str, Any] = {"kind": "eval", "step": progress.step, "epoch": epoch + 1, **metrics}
         self.folder.write(row, "eval")
-        self.engine.print(
-            f"epoch {epoch + 1}: {best} {metrics[best]:.2f} (best {progress.best_value:.2f} in epoch "
-            f"{progress.best_epoch}), {time.monotonic() - started:.1f} s"
+        peak = (
+            "" if progress.best_value is None else f" (best {progress.best_value:.2f} in epoch {progress.best_epoch})"
         )
+        self.engine.print(f"epoch {epoch + 1}: {best} {metrics[best]:.2f}{peak}, {time.monotonic() - started:.1f} s")
         if config.tracking.images:
             pictures = look(self.engine, self.train_items, self.synthesis, self.splits, config.tracking.images)
             if pictures is not None:

@@ -136,3 +136,55 @@ def test_blocks_are_the_outermost_ones():
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(UserError, match="checkpoint_activations"):
         recompute_activations(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+
+
+class InPlace(nn.Module):
+    """A block that begins with an operation in place, as pre-activation blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.act(inputs))
+
+
+class Pair(nn.Module):
+    """A block of a list of tensors, as HRNet's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.act = nn.GELU()
+
+    def forward(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.act(self.conv(part)) for part in inputs]
+
+
+class Unusual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.first = nn.Sequential(InPlace(), InPlace())
+        self.second = nn.Sequential(Pair())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = self.first(self.stem(inputs))
+        return self.head(self.second([features, features * 2])[1].mean(dim=(2, 3)))
+
+
+def test_blocks_in_place_and_blocks_of_lists_give_the_same_numbers():
+    torch.manual_seed(0)
+    plain = Unusual().double()
+    recomputing = copy.deepcopy(plain)
+    assert recompute_activations(recomputing) == 3
+    found = [
+        losses_and_gradients(
+            network, list(network.parameters()), sample_of(9, torch.float64), StepSettings(50.0)
+        )[1]
+        for network in (plain, recomputing)
+    ]  # fmt: skip
+    for expected, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)

@@ -205,3 +205,17 @@ def test_finished_run_started_again_changes_nothing(tmp_path: Path) -> None:
     before = rows(run), (run / "checkpoints" / "final.safetensors").read_bytes()
     train(tmp_path)
     assert (rows(run), (run / "checkpoints" / "final.safetensors").read_bytes()) == before
+
+
+def test_branch_started_again_goes_on_with_its_own_progress(
+    tmp_path: Path, stop_after: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A requeued job runs the same command: a named checkpoint begins the run, and does not throw it back."""
+    train(tmp_path, "old")
+    old = tmp_path / "old" / "checkpoints" / "step-00000004"
+    stop_after(5)  # agreed on in the step after
+    run = train(tmp_path, "new", checkpoint__resume=old)
+    assert steps_saved(run) == [6]
+    train(tmp_path, "new", checkpoint__resume=old)
+    assert "step 6" in capsys.readouterr().err.replace("\n", " ")
+    assert [row["step"] for row in rows(run) if row["kind"] == "train"] == [5, 6, 7, 8]

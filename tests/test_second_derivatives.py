@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from provscale.guidance.batch_norm import batch_norm
 from provscale.guidance.convolution import convolution
+from provscale.guidance.executors import StepSettings, losses_and_gradients
 from provscale.guidance.second_derivatives import FastSecondDerivatives
+from provscale.sample import Sample
 
 
 def leaf(*shape: int) -> torch.Tensor:
@@ -116,3 +119,22 @@ def test_autocast_computes_in_its_own_type():
     found.float().sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
+
+
+def test_one_value_a_channel_is_refused_as_by_pytorch():
+    norm = nn.BatchNorm2d(4)
+    with FastSecondDerivatives(), pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm(leaf(1, 4, 1, 1).float())
+
+
+def test_pytorchs_own_checkpointing_inside_the_network_works():
+    network = timm.create_model("test_resnet", num_classes=3).double()
+    sample = Sample.real(torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+    sample.is_synthetic, sample.guided = torch.ones(4, dtype=torch.bool), True
+    sample.provenance_mask[..., :16] = 0
+    found = []
+    for enabled in (False, True):
+        network.set_grad_checkpointing(enabled)
+        found.append(losses_and_gradients(network, list(network.parameters()), sample, StepSettings(1.0))[1])
+    for expected, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)

@@ -21,6 +21,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     gather_object,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -149,8 +150,9 @@ class Engine:
         if self.is_main:
             try:
                 result = action()
-            except (UserError, OSError) as error:
-                problem = str(error)
+            except (UserError, OSError, RuntimeError, SafetensorError) as error:
+                # All of them, for the others wait: a full disk is an OSError, RuntimeError or SafetensorError.
+                problem = str(error) or type(error).__name__
         result, problem = self.gather((result, problem))[0]
         if problem:
             raise UserError(problem)

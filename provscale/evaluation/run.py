@@ -46,9 +46,13 @@ def look(engine: Engine, items: LoadedItems, synthesis: Synthesis, splits: DataS
 
     All processes must call it. None if there are no synthetic samples, or they are no images.
     """
-    indices = list(range(len(items) - count if synthesis.uses_edits else 0, len(items)))[:count]
-    if not indices or (not synthesis.pairs and not synthesis.uses_edits):
+    # Edits come last in the training set; any sample can be mixed.
+    synthetic = len(items) - len(splits.train) if synthesis.uses_edits else len(items) if synthesis.pairs else 0
+    count = min(count, synthetic)
+    if not count:
         return None
+    first = len(items) - count if synthesis.uses_edits else 0
+    indices = list(range(first, first + count))
     plain = LoadedItems(items.source, synthesis.prepare, splits.evaluation_transform, items.num_classes, items.seed)
     (sample,) = make_loader(plain, [[(0, index) for index in indices]], 0, False)
     sample = synthesis(sample.to(engine.device), None, (items.seed, "look"))

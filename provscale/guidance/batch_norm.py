@@ -35,7 +35,8 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`, through `BatchNorm` where that applies."""
-    if training and weight is not None and bias is not None and torch.is_grad_enabled():
+    several = inputs.numel() > inputs.shape[1]  # of one value a channel PyTorch says what is wrong
+    if training and several and weight is not None and bias is not None and torch.is_grad_enabled():
         return BatchNorm.apply(inputs, weight, bias, running_mean, running_var, momentum, eps)
     return F.batch_norm(inputs, running_mean, running_var, weight, bias, training, momentum, eps)
 

@@ -12,6 +12,7 @@ libraries run slowly. Exact: it is the same sum.
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -42,7 +43,10 @@ def convolution(
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    sizes = [[value] * dimensions if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
+    sizes = [
+        [value] * dimensions if isinstance(value, numbers.Integral) else list(value)
+        for value in (stride, padding, dilation)
+    ]
     # Views, as the engine answers `_will_engine_execute_node` for nodes that are no leaves only.
     bias = None if bias is None else bias.view_as(bias)
     return Convolution.apply(input, weight.view_as(weight), bias, (*sizes, groups))

@@ -89,7 +89,8 @@ class RecomputedForward:
 
     def __call__(self, inputs: Tensor, *others: Any, **named: Any) -> Any:
         block = self.block
-        if self.inside or others or named or not (torch.is_grad_enabled() and block.training):
+        plain = self.inside or others or named or not isinstance(inputs, Tensor)
+        if plain or not (torch.is_grad_enabled() and block.training):
             return type(block).forward(block, inputs, *others, **named)
         parameters = dict(block.named_parameters())
         run = BlockRun(self, list(parameters), inputs.device)
@@ -120,7 +121,10 @@ class BlockRun:
     def call(self, inputs: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         self.forward.inside = True
         try:
-            return functional_call(self.forward.block, dict(zip(self.names, parameters, strict=True)), (inputs,))
+            # A copy: the block may begin with an operation in place, and its input is needed again.
+            return functional_call(
+                self.forward.block, dict(zip(self.names, parameters, strict=True)), (inputs.clone(),)
+            )
         finally:
             self.forward.inside = False
 
@@ -159,7 +163,8 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def recompute_activations(network: nn.Module) -> int:
     """Lets every block of the network recompute its activations in training; returns how many blocks there are.
 
-    Parameter names, numbers and random draws stay as they are. For the eager executor.
+    Parameter names, numbers and random draws stay as they are. For the eager executor. A block that is called with
+    more than one tensor runs as ever.
 
     Raises:
         UserError: the network has no repeated blocks (as VGG).

@@ -19,6 +19,9 @@ from provscale.guidance.convolution import FUNCTIONS, convolution
 def fast_second_derivatives(network: nn.Module) -> AbstractContextManager[Any]:
     """`FastSecondDerivatives` where it pays: it costs a Python call an operation; one patch embedding saves less."""
     modules = list(network.modules())
+    if any(getattr(module, "grad_checkpointing", False) for module in modules):
+        # PyTorch's checkpointing runs a block again outside this context, and must then save the same tensors.
+        return nullcontext()
     pays = sum(isinstance(module, _ConvNd) for module in modules) > 1
     return FastSecondDerivatives() if pays or any(isinstance(m, _BatchNorm) for m in modules) else nullcontext()
 
@@ -26,8 +29,9 @@ def fast_second_derivatives(network: nn.Module) -> AbstractContextManager[Any]:
 class FastSecondDerivatives(TorchFunctionMode):
     """Inside this context train-mode BatchNorm and convolutions of a network are the package's own.
 
-    The forward pass and the first derivative call the same kernels as ever; the second derivative is the same number
-    from fewer passes (`batch_norm.py`, `convolution.py`; docs/performance.md has the measurements).
+    The second derivative is the same number from fewer passes (`batch_norm.py`, `convolution.py`; docs/performance.md
+    has the measurements). Convolutions keep their kernels; BatchNorm uses PyTorch's native ones, which on a GPU may
+    differ from cuDNN's by rounding.
     """
 
     def __torch_function__(
