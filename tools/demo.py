@@ -1,7 +1,7 @@
-"""Trains both arms of the demo on the embedded data and writes a report about them side by side.
+"""Trains the arms of the demo's tasks on the embedded data and writes a report about each task, arms side by side.
 
 python tools/demo.py                                          one seed: what `make demo` runs
-python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the table in docs/demo.md
+python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the tables in docs/demo.md
 """
 
 from __future__ import annotations
@@ -21,24 +21,39 @@ from provscale.errors import UserError
 from provscale.report import write_report
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "demo.yaml"
-SHOWN = ("accuracy", "worst_group", "gradient_energy")
+TASKS = ROOT / "configs" / "demo_tasks.yaml"
 LABELS = {
     "accuracy": "accuracy, %",
     "worst_group": "worst group, %",
+    "maxboxacc": "MaxBoxAccV2, %",
+    "maxboxacc/iou30": "box accuracy at IoU 0.3, %",
+    "maxboxacc/iou50": "box accuracy at IoU 0.5, %",
+    "maxboxacc/iou70": "box accuracy at IoU 0.7, %",
     "gradient_energy": "input-gradient energy outside the digit, %",
 }
+Runs = dict[str, list[Path]]
 
 
-def train(arm: str, arguments: list[str], seed: int, folder: Path) -> Path:
+def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Path:
     """Runs (or resumes) one arm; returns its run folder. Raises UserError when training fails."""
-    name = "-".join(["demo", *arm.replace("+", " ").split(), f"seed{seed}"])
-    command = [sys.executable, str(ROOT / "provscale" / "train.py"), "--cfg", str(CONFIG), "--seed", str(seed)]
-    command += ["--run.dir", str(folder), "--run.name", name, *arguments]
-    print(f"[demo] {arm}, seed {seed}", flush=True)
+    name = "-".join(["demo", task, *arm.replace("+", " ").split(), f"seed{seed}"])
+    command = [sys.executable, str(ROOT / "provscale" / "train.py"), *words]
+    command += ["--seed", str(seed), "--run.dir", str(folder), "--run.name", name]
+    print(f"[demo] {task}: {arm}, seed {seed}", flush=True)
     if subprocess.run(command, check=False).returncode:
         raise UserError(f"demo: training of {name} failed; its message is above")
     return folder / name
+
+
+def train_task(name: str, task: dict[str, Any], seeds: list[int], controls: bool, folder: Path) -> Runs:
+    """Run folders of each arm, in the order of the seeds."""
+    config = ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml")]
+    arms = {**task["arms"], **(task["controls"] if controls else {})}
+    runs: Runs = {arm: [] for arm in arms}
+    for seed in seeds:
+        for arm, extra in arms.items():
+            runs[arm].append(train(name, arm, [*config, *extra], seed, folder))
+    return runs
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -46,17 +61,17 @@ def summary(run: Path) -> dict[str, Any]:
     return content
 
 
-def table(runs: dict[str, list[Path]]) -> str:
-    """A Markdown table: for every metric and arm the mean over seeds and each value, last epoch and best epoch."""
+def table(runs: Runs, metrics: list[str]) -> str:
+    """A Markdown table: of every metric and arm the last epoch's mean over seeds and each value; the best epoch."""
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
-    for metric in SHOWN:
+    for metric in metrics:
         cells = [values_text([summary(run)["final_metrics"][metric] for run in arm]) for arm in runs.values()]
         lines.append(f"| {LABELS[metric]} | " + " | ".join(cells) + " |")
     best = [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
-    peak = [values_text([summary(run)["best_metrics"]["worst_group"] for run in arm]) for arm in runs.values()]
+    peak = [values_text([summary(run)["best_metrics"][metrics[0]] for run in arm]) for arm in runs.values()]
     seconds = [values_text([summary(run)["wall_seconds"] for run in arm], 0) for arm in runs.values()]
     lines.append("| best epoch | " + " | ".join(best) + " |")
-    lines.append("| worst group in that epoch, % | " + " | ".join(peak) + " |")
+    lines.append(f"| {LABELS[metrics[0]]}, in that epoch | " + " | ".join(peak) + " |")
     lines.append("| training and evaluation, s | " + " | ".join(seconds) + " |")
     return "\n".join(lines)
 
@@ -67,9 +82,9 @@ def values_text(values: list[float], digits: int = 1) -> str:
     return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
-def update_document(path: Path, text: str) -> None:
-    """Replaces what stands between the two `measured` comments of a Markdown file."""
-    begin, end = "<!-- measured -->", "<!-- /measured -->"
+def update_document(path: Path, text: str, name: str = "measured") -> None:
+    """Replaces what stands between the comments `<!-- NAME -->` and `<!-- /NAME -->` of a Markdown file."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     content = path.read_text()
     if begin not in content or end not in content:
         raise UserError(f"--doc: {path} has no lines '{begin}' and '{end}' to write the table between")
@@ -77,29 +92,34 @@ def update_document(path: Path, text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
+def run_demo(arguments: argparse.Namespace) -> None:
+    started = time.monotonic()
+    tasks: dict[str, Any] = yaml.safe_load(TASKS.read_text())
+    reports = []
+    for name, task in tasks.items():
+        if arguments.task not in (None, name):
+            continue
+        runs = train_task(name, task, arguments.seeds, arguments.doc is not None, arguments.dir)
+        report = arguments.dir / f"demo-{name}.html"
+        write_report(report, [runs[arm][0] for arm in task["arms"]])
+        text = table(runs, task["metrics"])
+        if arguments.doc is not None:
+            update_document(arguments.doc, text, f"measured {name}")
+        reports.append(f"{name}, last epoch\n\n{text}\n\nOpen the report: {report.resolve()}")
+    print("\n" + "\n\n".join(reports) + f"\n\n{time.monotonic() - started:.0f} s in all")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train (default: 0)")
-    parser.add_argument("--doc", type=Path, help="Markdown file whose measured table is replaced")
-    arguments = parser.parse_args()
-    groups = yaml.safe_load((ROOT / "configs" / "demo_arms.yaml").read_text())
-    arms = {**groups["arms"], **(groups["controls"] if arguments.doc else {})}
-    started = time.monotonic()
-    runs: dict[str, list[Path]] = {}
+    parser.add_argument("--task", choices=["localisation", "edits"], help="one task only (default: both)")
+    parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced; adds the controls")
     try:
-        for seed in arguments.seeds:
-            for arm, extra in arms.items():
-                runs.setdefault(arm, []).append(train(arm, extra, seed, arguments.dir))
-        report = arguments.dir / "demo.html"
-        write_report(report, [runs[arm][0] for arm in groups["arms"]])
-        text = table(runs)
-        if arguments.doc is not None:
-            update_document(arguments.doc, text)
+        run_demo(parser.parse_args())
     except UserError as error:
         print(f"provscale: {error}", file=sys.stderr)
         return 2
-    print(f"\n{text}\n\n{time.monotonic() - started:.0f} s in all. Open the report: {report.resolve()}")
     return 0
 
 

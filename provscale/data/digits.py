@@ -40,7 +40,8 @@ REGION_OF_SPLIT = {"train": (0, 0, 512, 256), "validation": (0, 256, 208, 512), 
 class TexturedDigits(Dataset[Item]):
     """Digits on texture photographs, with the exact object mask, box, background and group of every sample.
 
-    - train: class k always has background k (bias 100 %), classes in turn.
+    - train: class k always has background k (bias 100 %), classes in turn. With one texture for all classes the
+      background says nothing, and there are no edits.
     - edits: edit i is training image i with another class's background; every pixel of the digit is kept unless
       `jpeg_quality` is set. So take at most as many edits as training images.
     - validation, test: all class x background pairs in turn, so groups are balanced to within one sample.
@@ -49,7 +50,7 @@ class TexturedDigits(Dataset[Item]):
 
     - inputs: `tv_tensors.Image` uint8 [3, size, size], RGB;
     - target: position in `classes`;
-    - annotations: `group` = target * num_classes + background; `object_mask`, `tv_tensors.Mask` uint8
+    - annotations: `group` = target * number of textures + background; `object_mask`, `tv_tensors.Mask` uint8
       [1, size, size], 1 = digit; `box`, `tv_tensors.BoundingBoxes` float32 [1, 4], xyxy pixel edges of that mask
       (the last column of digit pixels is x1 - 1);
     - of an edit: `is_synthetic`, and `source`, the training image. `provenance_mask` is left None, for it is to be
@@ -58,7 +59,7 @@ class TexturedDigits(Dataset[Item]):
     Attributes:
         num_classes: number K of classes.
         class_names: K names, e.g. "3".
-        group_names: K * K names, e.g. "3 on granite", in the order of `group`.
+        group_names: K x textures names, e.g. "3 on granite", in the order of `group`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class TexturedDigits(Dataset[Item]):
             seed: chooses digits, places, crops and colours; not which digits and regions belong to a split.
             samples: number of samples.
             classes: digits to tell apart, 0 to 9.
-            textures: one of `TEXTURES` for each class, its background in training.
+            textures: one of `TEXTURES` for each class, its background in training; or one for all.
             digit_scale: (smallest, largest) side of the MNIST frame around the digit, as a share of `size`.
             ink: (lowest, highest) value of the digit's colour channels, each drawn uniformly, 0 to 255.
             jpeg_quality: edited images pass through JPEG of this quality, 1 to 100, because a generator also
@@ -107,16 +108,17 @@ class TexturedDigits(Dataset[Item]):
             raise IndexError(f"index {index} of {self.samples} samples")
         turn, target = divmod(index, self.num_classes)
         if self.split in ("train", "edits"):
-            image, ink_mask = self._compose("train", index, target, turn, background=target)
+            usual = target % len(self.textures)
+            image, ink_mask = self._compose("train", index, target, turn, background=usual)
             if self.split == "train":
-                return self._item(image, ink_mask, target, background=target, name=f"train-{index:05d}")
+                return self._item(image, ink_mask, target, background=usual, name=f"train-{index:05d}")
             background = (target + 1 + turn % (self.num_classes - 1)) % self.num_classes
             edited = self._paint_background(image, ink_mask, background, self._generator("edits", index))
             item = self._item(_jpeg(edited, self.jpeg_quality), ink_mask, target, background, f"edit-{index:05d}")
             item.is_synthetic, item.source = True, _image(image)
             return item
-        turn, background = divmod(turn, self.num_classes)
-        image, ink_mask = self._compose(self.split, index, target, turn * self.num_classes + background, background)
+        background = turn % len(self.textures)
+        image, ink_mask = self._compose(self.split, index, target, turn, background)
         return self._item(image, ink_mask, target, background, f"{self.split}-{index:05d}")
 
     def label(self, index: int) -> int:
@@ -176,7 +178,7 @@ class TexturedDigits(Dataset[Item]):
         rows, columns = np.flatnonzero(ink_mask.any(axis=1)), np.flatnonzero(ink_mask.any(axis=0))
         edges = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
         annotations = {
-            "group": target * self.num_classes + background,
+            "group": target * len(self.textures) + background,
             "box": tv_tensors.BoundingBoxes(edges, format="XYXY", canvas_size=(self.size, self.size)),
             "object_mask": tv_tensors.Mask(torch.from_numpy(ink_mask[None].astype(np.uint8))),
         }
@@ -252,8 +254,11 @@ def _check(
     for texture in textures:
         hint = nearest(texture, list(TEXTURES))
         require(texture in TEXTURES, "textures", f"'{texture}'", ", ".join(TEXTURES) + hint)
-    as_many = len(set(textures)) == len(textures) == len(classes)
-    require(as_many, "textures", list(textures), f"one different texture for each of the {len(classes)} classes")
+    as_many = len(set(textures)) == len(textures) and len(textures) in (1, len(classes))
+    each = f"one different texture for each of the {len(classes)} classes, or one for all"
+    require(as_many, "textures", list(textures), each)
+    enough = len(textures) > 1 or split != "edits"
+    require(enough, "textures", list(textures), "at least two for edits, which exchange the background")
     low, high = digit_scale
     require(8 / size <= low <= high <= 1, "digit_scale", list(digit_scale), f"{8 / size:g} <= smallest <= largest <= 1")
     require(0 <= ink[0] <= ink[1] <= 255, "ink", list(ink), "0 <= lowest <= highest <= 255")

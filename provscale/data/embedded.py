@@ -31,13 +31,14 @@ def build(config: DataConfig, seed: int) -> DataSplits:
     splits = {
         name: TexturedDigits(name, size=config.image_size, seed=seed, samples=count, **options)
         for name, count in counts.items()
+        if name != "edits" or len(options.get("textures", ())) != 1
     }
     test = splits["test"]
     resize = v2.Resize([config.image_size, config.image_size], antialias=True)
     return DataSplits(
         train=splits["train"],
         evaluation=test,
-        edits=splits["edits"],
+        edits=splits.get("edits"),
         num_classes=test.num_classes,
         class_names=tuple(test.class_names),
         group_names=tuple(test.group_names),
