@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from engine_runs import ENGINES, ROOT, command, environment, finished, result, r
 from engine_worker import CASES
 from safetensors.torch import load_file
 
-from provscale.checkpoint_folder import damage
+from provscale.checkpoint_folder import damage, newest_first
 from provscale.config import Config
 from provscale.engine.select import build_engine
 from provscale.engine.zero_settings import deepspeed_settings
@@ -119,6 +120,19 @@ def test_runs_end_with_the_same_network(engine: str) -> None:
     assert found["final_metrics"] == pytest.approx(ddp["final_metrics"])
     assert found["parameters"] == ddp["parameters"]
     assert (found["engine"], found["world_size"]) == (engine, 2)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3", "fsdp2"])
+def test_a_checkpoint_becomes_one_weight_file(engine: str, tmp_path: Path) -> None:
+    """The last checkpoint, joined by one process, has the weights that training wrote at its end, to the bit."""
+    checkpoints = finished(engine) / "runs" / "whole" / "checkpoints"
+    out = tmp_path / "weights.safetensors"
+    words = [sys.executable, "tools/consolidate.py", str(newest_first(checkpoints)[0]), "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected, found = load_file(checkpoints / "final.safetensors"), load_file(out)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("engine", ["zero1", "zero3", "fsdp2"])
