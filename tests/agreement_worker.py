@@ -22,7 +22,7 @@ from provscale.engine import Engine
 from provscale.run_folder import RunFolder
 from provscale.sample import Sample
 from provscale.train import main
-from tests.runs import arguments
+from tests.tiny_runs import arguments
 
 RANK = int(os.environ["RANK"])
 STEPS = {"nan": 3, "stop": 2}

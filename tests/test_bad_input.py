@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from folders import BROKEN, make_image_folder, truncate
-from runs import arguments, newest, rows, steps_saved, train
+from tiny_runs import arguments, newest, rows, steps_saved, train
 
 from provscale.checkpoint_folder import damage
 from provscale.data.base import LoadedItems, make_loader

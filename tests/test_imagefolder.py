@@ -10,7 +10,7 @@ import pytest
 import torch
 from folders import SIDE, make_image_folder
 from PIL import Image
-from runs import arguments, rows
+from tiny_runs import arguments, rows
 
 from provscale.config import DataConfig
 from provscale.data import DATA_SETS

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import rows, train
 from safetensors.torch import load_file
+from tiny_runs import rows, train
 from torch import nn
 
 from provscale.config import OptimConfig

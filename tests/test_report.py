@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import train
+from tiny_runs import train
 
 from provscale.pictures import Pictures, gradient_image, mask_image
 from provscale.report import Run, write_report

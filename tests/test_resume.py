@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import arguments, assert_same_run, newest, rows, steps_saved, train, train_in_child
+from tiny_runs import arguments, assert_same_run, newest, rows, steps_saved, train, train_in_child
 
 from provscale.checkpoint_folder import MARKER, damage
 from provscale.train import main

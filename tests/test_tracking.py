@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import arguments, rows, train
+from tiny_runs import arguments, rows, train
 
 from provscale.tracking import MetricsFile, has_wandb_login, read_metrics
 

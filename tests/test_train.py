@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from runs import arguments, rows, same, train
 from safetensors.torch import load_file
+from tiny_runs import arguments, rows, same, train
 from torchvision.transforms import v2
 
 from provscale import evaluate as evaluate_entry
