@@ -13,6 +13,8 @@ import os
 import shutil
 import socket
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -74,17 +76,26 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file so that it has either its old or its new content."""
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; at the end of the block the file is flushed to disk and takes the name `path`.
+
+    So `path` has either its old or its new content. After an exception the new file is gone.
+    """
     # A name of its own: several processes may write the same file at once.
     aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.new")
     try:
-        aside.write_text(text)
+        yield aside
         sync(aside)
         os.replace(aside, path)
-    except OSError:
+    finally:
         aside.unlink(missing_ok=True)
-        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small text file so that it has either its old or its new content."""
+    with written_aside(path) as aside:
+        aside.write_text(text)
 
 
 def publish(temporary: Path, progress: Progress) -> Path:

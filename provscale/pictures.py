@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from provscale.checkpoint_folder import written_aside
 
 
 @dataclass
@@ -30,12 +31,10 @@ class Pictures:
     names: list[str]
 
     def save(self, path: Path) -> None:
-        aside = path.with_name(f".{path.name}.new")
-        with aside.open("wb") as file:
+        with written_aside(path) as aside, aside.open("wb") as file:
             np.savez_compressed(
                 file, images=self.images, masks=self.masks, gradients=self.gradients, names=np.array(self.names)
             )
-        os.replace(aside, path)
 
     @classmethod
     def load(cls, path: Path) -> Pictures:

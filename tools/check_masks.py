@@ -13,7 +13,7 @@ from rich.table import Table
 
 from provscale.command_line import parse
 from provscale.data import DATA_SETS
-from provscale.errors import UserError
+from provscale.errors import UserError, reported
 from provscale.evaluation.mask_quality import MaskQuality, count_pixels, join, quality_of
 from provscale.synthesis import build_synthesis
 from provscale.tracking import console
@@ -42,17 +42,16 @@ def measure(arguments: list[str]) -> tuple[int, MaskQuality]:
 
 
 def main() -> int:
-    try:
-        number, quality = measure(sys.argv[1:])
-    except UserError as error:
-        print(f"provscale: {error}", file=sys.stderr)
-        return 2
+    return reported(lambda: show(sys.argv[1:]))
+
+
+def show(arguments: list[str]) -> None:
+    number, quality = measure(arguments)
     table = Table("mean IoU", "unedited precision", "unedited recall", "edited precision", "edited recall")
     values = (quality.mean_iou, quality.unedited_precision, quality.unedited_recall, quality.edited_precision,
               quality.edited_recall)  # fmt: skip
     table.add_row(*(f"{100 * value:.1f} %" for value in values))
     console.print(f"{number} edited images", table)
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Needs one process, whatever engine and number of processes wrote the checkpoint.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from provscale.checkpoint_folder import damage
+from provscale.checkpoint_folder import damage, written_aside
 from provscale.errors import UserError, reported
 
 PREFIX = "network."
@@ -47,9 +46,8 @@ def weights_of(checkpoint: Path) -> dict[str, Tensor]:
 
 def consolidate(checkpoint: Path, out: Path) -> None:
     state = {name: value.contiguous() for name, value in weights_of(checkpoint).items()}
-    aside = out.with_name(f".{out.name}.new")
-    save_file(state, aside)
-    os.replace(aside, out)
+    with written_aside(out) as aside:
+        save_file(state, aside)
     print(f"{out}: {len(state)} tensors")
 
 

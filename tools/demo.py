@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from provscale.errors import UserError
+from provscale.errors import UserError, reported
 from provscale.report import write_report
 
 ROOT = Path(__file__).parents[1]
@@ -115,12 +115,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train (default: 0)")
     parser.add_argument("--task", choices=["localisation", "edits"], help="one task only (default: both)")
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced; adds the controls")
-    try:
-        run_demo(parser.parse_args())
-    except UserError as error:
-        print(f"provscale: {error}", file=sys.stderr)
-        return 2
-    return 0
+    arguments = parser.parse_args()
+    return reported(lambda: run_demo(arguments))
 
 
 if __name__ == "__main__":

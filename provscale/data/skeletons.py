@@ -8,7 +8,6 @@ The public UCF101 file has all 101 classes and coordinates in a 340 x 256 frame;
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from provscale.checkpoint_folder import written_aside
 from provscale.data.pickles import load_pickle
 from provscale.data.tubes import UCF101_24_CLASSES, UCF101_RESOLUTION, class_of_video
 from provscale.errors import UserError
@@ -185,17 +185,11 @@ def write_skeletons(
         "classes": list(classes),
     }
     target = Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with open(aside, "wb") as file:
+        with written_aside(target) as aside, aside.open("wb") as file:
             pickle.dump(content, file, protocol=4)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _class_of(

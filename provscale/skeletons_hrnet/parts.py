@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from provscale.checkpoint_folder import write_atomically, written_aside
 from provscale.data.skeletons import SkeletonClip
 from provscale.errors import UserError
 from provscale.skeletons_hrnet.videos import Video
@@ -32,7 +32,7 @@ class Parts:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                _write_aside(path, json.dumps(fingerprint, indent=1).encode())
+                write_atomically(path, json.dumps(fingerprint, indent=1))
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: cannot be used ({error}); choose a writable folder for --out") from None
@@ -52,17 +52,11 @@ class Parts:
     def save(self, clip: SkeletonClip, video: Video) -> None:
         """Writes the clip. Raises UserError when that fails, e.g. on a full disk; nothing is left then."""
         target = self.path(video)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            with open(aside, "wb") as file:
+            with written_aside(target) as aside, aside.open("wb") as file:
                 np.savez_compressed(file, keypoints=clip.keypoints, scores=clip.scores, shape=np.array(clip.shape))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, target)
         except OSError as error:
             raise UserError(f"{target}: cannot be written ({error.strerror}); make room and start again") from None
-        finally:
-            aside.unlink(missing_ok=True)
 
     def load(self, video: Video) -> SkeletonClip:
         """Reads a clip. Raises UserError when its file is damaged."""
@@ -73,9 +67,3 @@ class Parts:
                 return SkeletonClip(video.name, video.label, data["keypoints"], data["scores"], shape)
         except Exception as error:  # a damaged archive raises almost anything
             raise UserError(f"{path}: damaged ({error}); remove it and start again") from None
-
-
-def _write_aside(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
