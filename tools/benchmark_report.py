@@ -13,64 +13,82 @@ from rich.table import Table
 
 @dataclass
 class Timing:
-    """Milliseconds of one step: median, and the middle half of the rounds; peak bytes on CUDA, else None."""
+    """Milliseconds of one step: median, and the middle half of the rounds."""
 
     median: float
     low: float
     high: float
-    peak_bytes: int | None
 
 
 @dataclass
 class Row:
-    """Times of one case, label kind and executor; ratios are of medians."""
+    """Times of one case, label kind, engine (empty: the bare step) and executor; ratios are of medians.
+
+    A text in the place of a time says why there is none.
+    """
 
     backbone: str
-    batch: int
-    size: int
+    shape: str
     label: str
+    engine: str
     executor: str
     precision: str
     floor: float
-    times: dict[str, Timing] = field(default_factory=dict)
+    times: dict[str, Timing | str] = field(default_factory=dict)
 
-    def ratio(self, above: str, below: str) -> float:
-        return self.times[above].median / self.times[below].median
+    def ratio(self, above: str, below: str) -> float | None:
+        first, second = self.times[above], self.times[below]
+        if isinstance(first, str) or isinstance(second, str):
+            return None
+        return first.median / second.median
 
 
-HEADINGS = ("backbone", "batch", "labels", "executor", "plain eager, ms", "plain, ms", "guided, ms", "by hand, ms",
-            "guided / plain", "guided / plain eager", "guided / by hand", "floor", "peak, MiB")  # fmt: skip
+HEADINGS = ("backbone", "batch", "labels", "engine", "executor", "plain eager, ms", "plain, ms", "guided, ms",
+            "by hand, ms", "guided / plain", "guided / plain eager", "guided / by hand", "floor")  # fmt: skip
+
+
+ENGINE = HEADINGS.index("engine")
 
 
 def cells(row: Row) -> list[str]:
-    def text(timing: Timing) -> str:
-        return f"{timing.median:.4g} ({timing.low:.4g}-{timing.high:.4g})"
+    def text(timing: Timing | str) -> str:
+        return timing if isinstance(timing, str) else f"{timing.median:.4g} ({timing.low:.4g}-{timing.high:.4g})"
 
-    peak = row.times["guided"].peak_bytes
+    ratios = [row.ratio("guided", below) for below in ("plain", "plain eager", "by hand")]
     return [
         row.backbone,
-        f"{row.batch} x {row.size} px",
+        row.shape,
         row.label,
+        row.engine or "-",
         row.executor if row.precision == "no" else f"{row.executor}, {row.precision}",
         *(text(row.times[name]) for name in ("plain eager", "plain", "guided", "by hand")),
-        *(f"{row.ratio('guided', below):.2f}" for below in ("plain", "plain eager", "by hand")),
+        *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
         f"{row.floor:.1f}",
-        "-" if peak is None else f"{peak / 2**20:.0f}",
     ]
 
 
-def show(rows: Sequence[Row]) -> None:
-    table = Table(title="median of a step (middle half of the rounds)")
-    for heading in HEADINGS:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*cells(row))
-    Console(width=200).print(table)
+def times_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Headings and cells; without the column of engines where there are none."""
+    table = [list(HEADINGS), *(cells(row) for row in rows)]
+    if not any(row.engine for row in rows):
+        table = [line[:ENGINE] + line[ENGINE + 1 :] for line in table]
+    return table
 
 
-def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+def show(table: Sequence[Sequence[str]]) -> None:
+    """Prints a table whose first line are its headings."""
+    printed = Table()
+    for heading in table[0]:
+        printed.add_column(heading)
+    for line in table[1:]:
+        printed.add_row(*line)
+    Console(width=220).print(printed)
+
+
+def markdown(table: Sequence[Sequence[str]], about: dict[str, Any]) -> str:
+    """The same as Markdown, with a line about the machine."""
+    lines = ["| " + " | ".join(line) + " |" for line in table]
+    lines.insert(1, "|" + "---|" * len(table[0]))
     note = (
         f"{about['device']}, {about['threads']} thread(s), torch {about['torch']}, {about['date']}; {about['clock']}."
     )
@@ -86,11 +104,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 0.55 * len(rows) + 1.2), layout="constrained")
     for place, row in enumerate(rows):
-        plain = row.times["plain eager"].median
-        guided = row.times["guided"]
-        spread = [[(guided.median - guided.low) / plain], [(guided.high - guided.median) / plain]]
-        axes.barh(place - 0.2, row.ratio("guided", "plain eager"), 0.38, xerr=spread, color="#3b6fb6")
-        axes.barh(place + 0.2, row.ratio("by hand", "plain eager"), 0.38, color="#c9c9c9")
+        for shift, arm, colour in ((-0.2, "guided", "#3b6fb6"), (0.2, "by hand", "#c9c9c9")):
+            ratio, timing = row.ratio(arm, "plain eager"), row.times[arm]
+            if ratio is None or isinstance(timing, str):
+                continue
+            scale = ratio / timing.median
+            spread = [[ratio - scale * timing.low], [scale * timing.high - ratio]]
+            axes.barh(place + shift, ratio, 0.38, xerr=spread, color=colour)
         axes.plot([row.floor] * 2, [place - 0.45, place + 0.45], color="#c0392b", linewidth=2)
     axes.set_yticks(range(len(rows)), [f"{row.backbone}\n{row.label}, {row.executor}" for row in rows], fontsize=8)
     axes.invert_yaxis()

@@ -32,5 +32,8 @@ class GradientCarrier(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the guided step's loss was differentiated twice; call the step again")
-        carried = [None if gradient is None else gradient * upstream[0] for gradient in gradients]
+        # One call for all: on a GPU a few launches instead of one for every parameter.
+        used = [gradient for gradient in gradients if gradient is not None]
+        scaled = iter(torch._foreach_mul(used, upstream[0]) if used else [])
+        carried = [None if gradient is None else next(scaled) for gradient in gradients]
         return (None, None, torch.zeros_like(upstream[0]) if ctx.anchored else None, *carried)
