@@ -125,8 +125,9 @@ def test_whole_steps_under_engines(benchmark, tmp_path):
 def test_an_arm_with_other_weights_is_named(tools, monkeypatch):
     """The check that stands before an engine's arms: half the penalty is not the method, an exception no result."""
     engines, cases = tools["benchmark_engines"], tools["benchmark_cases"]
-    arguments = (cases.Case("test_resnet", 2, 32), "hard", ["eager"], "no")
+    arguments = (cases.Case("test_resnet", 2, 32), "hard", "eager", "no")
     assert engines.Server().verdict("by hand", *arguments) == ""
+    assert engines.Server().verdict("plain, eager", *arguments) == ""
 
     def half(network, sample, dtype):
         return (cases.plain_loss(network, sample, dtype) + cases.hand_loss(network, sample, dtype)) / 2

@@ -41,7 +41,7 @@ import timm
 import torch
 import torchvision
 from benchmark_cases import ALPHA, FLOOR, FULL, LOSSES, QUICK, Case, build, make_sample, make_step
-from benchmark_engines import ENGINES, EngineProcesses
+from benchmark_engines import ENGINES, OUT_OF_MEMORY, EngineProcesses
 from benchmark_memory import MIB, memory_rows, memory_table
 from benchmark_report import Row, Timing, draw, markdown, show, times_table
 from benchmark_roofline import draw_roofline, measure_machine, roofline_points, roofline_table
@@ -84,22 +84,30 @@ def loss_arm(name: str, network: nn.Module, sample: Sample, dtype: torch.dtype |
     return run
 
 
-def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, Timing]:
+def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, Timing | str]:
     """Runs all arms in turns, `rounds` times after one uncounted round."""
     on_cuda = device.type == "cuda"
     clock = time.perf_counter if on_cuda else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[float] | str] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, run in arms.items():
+            values = seconds[name]
+            if isinstance(values, str):
+                continue
             if on_cuda:
                 torch.cuda.synchronize(device)
             started = clock()
-            run()
+            try:
+                run()
+            except torch.cuda.OutOfMemoryError:
+                seconds[name] = OUT_OF_MEMORY
+                torch.cuda.empty_cache()
+                continue
             if on_cuda:
                 torch.cuda.synchronize(device)
             if number:
-                seconds[name].append(clock() - started)
-    return {name: summarise(values) for name, values in seconds.items()}
+                values.append(clock() - started)
+    return {name: values if isinstance(values, str) else summarise(values) for name, values in seconds.items()}
 
 
 def summarise(seconds: Sequence[float]) -> Timing:
@@ -111,52 +119,46 @@ def summarise(seconds: Sequence[float]) -> Timing:
     return Timing(middle, low, high)
 
 
-def make_rows(
-    case: Case, label: str, executors: Sequence[str], precision: str, times: dict[str, Timing | str], engine: str = ""
-) -> list[Row]:
-    """One row for each executor from the times of all arms."""
-    rows = []
-    for name in executors:
-        mine = {key: times[key] for key in LOSSES}
-        mine |= {"plain": times[f"plain, {name}"], "guided": times[f"guided, {name}"]}
-        rows.append(Row(case.backbone, case.shape, label, engine, name, precision, FLOOR[label], mine))
-    return rows
+def make_row(
+    case: Case, label: str, executor: str, precision: str, times: dict[str, Timing | str], engine: str = ""
+) -> Row:
+    """The times of one executor's arms, under the names that all executors share."""
+    mine = {name.partition(",")[0]: value for name, value in times.items()}
+    return Row(case.backbone, case.shape, label, engine, executor, precision, FLOOR[label], mine)
 
 
-def step_rows(
-    case: Case, label: str, executors: Sequence[str], precision: str, rounds: int, device: torch.device
-) -> list[Row]:
-    """The bare step under every executor, all timed together."""
+def step_row(case: Case, label: str, executor: str, precision: str, rounds: int, device: torch.device) -> Row:
+    """The bare step under one executor; with it goes the memory of its recordings."""
     torch.manual_seed(0)
-    network = build(case, executors).to(device).train()
+    network = build(case, [executor]).to(device).train()
     sample = make_sample(case, label != "hard", device)
     arms = {name: loss_arm(name, network, sample, PRECISIONS[precision]) for name in LOSSES}
-    for name in executors:
-        step = make_step(network, label, precision, name)
-        arms[f"plain, {name}"] = step_arm(step, sample, 0.0)
-        arms[f"guided, {name}"] = step_arm(step, sample, ALPHA)
-    return make_rows(case, label, executors, precision, dict(measure(arms, rounds, device)))
+    step = make_step(network, label, precision, executor)
+    arms[f"plain, {executor}"] = step_arm(step, sample, 0.0)
+    arms[f"guided, {executor}"] = step_arm(step, sample, ALPHA)
+    return make_row(case, label, executor, precision, measure(arms, rounds, device))
 
 
 def engine_rows(
-    engines: Sequence[str], cases: Sequence[tuple[Case, str, str]], executors: Sequence[str], rounds: int, on_cuda: bool
+    engines: Sequence[str], work: Sequence[tuple[Case, str, str]], executors: Sequence[str], rounds: int, on_cuda: bool
 ) -> list[Row]:
-    """Whole steps under every engine; a case is a network, a kind of label and a precision."""
+    """Whole steps under every engine; an item of work is a network, a kind of label and a precision."""
     rows: list[Row] = []
     with ExitStack() as stack:
         processes = [stack.enter_context(EngineProcesses(name, on_cuda)) for name in engines]
         for engine in processes:
             engine.connect()
-        for case, label, precision in cases:
-            progress(f"engines: {case.backbone}, {label}, {precision}")
-            results = benchmark_engines.run_case(processes, case, label, executors, precision, rounds)
-            for engine in processes:
-                times: dict[str, Timing | str] = {
-                    arm: found if isinstance(found, str) else summarise(found)
-                    for arm, found in results[engine.name].items()
-                }
-                name = f"{engine.name}, {engine.size} process{'es' if engine.size > 1 else ''}"
-                rows += make_rows(case, label, executors, precision, times, name)
+        for case, label, precision in work:
+            for executor in executors:
+                progress(f"engines: {case.backbone}, {label}, {precision}, {executor}")
+                results = benchmark_engines.run_case(processes, case, label, executor, precision, rounds)
+                for engine in processes:
+                    times: dict[str, Timing | str] = {
+                        arm: found if isinstance(found, str) else summarise(found)
+                        for arm, found in results[engine.name].items()
+                    }
+                    name = f"{engine.name}, {engine.size} process{'es' if engine.size > 1 else ''}"
+                    rows.append(make_row(case, label, executor, precision, times, name))
     return rows
 
 
@@ -215,8 +217,9 @@ def run(options: argparse.Namespace) -> None:
     if "step" in options.parts:
         rows = []
         for case, label, precision in work:
-            progress(f"{case.backbone}, {label}, {precision}")
-            rows += step_rows(case, label, executors, precision, rounds, device)
+            for executor in executors:
+                progress(f"{case.backbone}, {label}, {precision}, {executor}")
+                rows.append(step_row(case, label, executor, precision, rounds, device))
         draw(rows, options.out / f"{name}.svg")
         keep(options, name, "measured", about, rows, times_table(rows))
     if "engines" in options.parts:

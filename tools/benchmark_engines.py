@@ -39,8 +39,11 @@ WRONG = 1e-3
 """Relative difference of the weights after one step above which an arm is called wrong."""
 
 
-def arms_of(executors: Sequence[str]) -> list[str]:
-    return [*LOSSES, *(f"{kind}, {name}" for name in executors for kind in ("plain", "guided"))]
+OUT_OF_MEMORY = "out of memory"
+
+
+def arms_of(executor: str) -> list[str]:
+    return [*LOSSES, f"plain, {executor}", f"guided, {executor}"]
 
 
 class BenchmarkStep(GuidedStep):
@@ -72,7 +75,7 @@ class Server:
     def __init__(self) -> None:
         self.engine: Engine | None = None
 
-    def prepare(self, case: Case, label: str, executors: Sequence[str], precision: str) -> None:
+    def prepare(self, case: Case, label: str, executor: str, precision: str) -> None:
         from accelerate.state import AcceleratorState, GradientState
 
         AcceleratorState._reset_state()
@@ -84,10 +87,11 @@ class Server:
         if case.batch % engine.world_size:
             raise UserError(f"benchmark: a batch of {case.batch} cannot be divided over {engine.world_size} processes")
         torch.manual_seed(0)
-        network = build(case, executors)
+        network = build(case, [executor])
         term = "batch" if label == "soft, one term" else "none"
         self.step = BenchmarkStep(network, ALPHA, precision=precision, sampled_term=term)
-        self.executors = {name: EXECUTORS[name]() for name in executors}
+        # Eager as well, with which the others are compared.
+        self.executors = {name: EXECUTORS[name]() for name in {"eager", executor}}
         engine.prepare(self.step, torch.optim.SGD(self.step.parameters(), lr=1e-4, momentum=0.9))
         engine.prepared.train()
         share = case.batch // engine.world_size
@@ -95,22 +99,34 @@ class Server:
         self.sample = sample[slice(engine.rank * share, (engine.rank + 1) * share)]
         self.engine = engine
 
-    def run(self, arm: str) -> dict[str, float]:
-        """One optimizer step; its wall and CPU seconds."""
+    def run(self, arm: str) -> dict[str, float] | None:
+        """One optimizer step; its wall and CPU seconds, or None if memory did not suffice."""
+        assert self.engine is not None
+        on_cuda = self.engine.device.type == "cuda"
+        self.step.choose(arm, self.executors)
+        try:
+            if on_cuda:
+                # The other engines wait on the same device: memory is taken before, and given back after the clock.
+                self.whole_step()
+                torch.cuda.synchronize()
+            wall, cpu = time.perf_counter(), time.process_time()
+            self.whole_step()
+            if on_cuda:
+                torch.cuda.synchronize()
+            return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        except torch.cuda.OutOfMemoryError:
+            return None
+        finally:
+            if on_cuda:
+                torch.cuda.empty_cache()
+
+    def whole_step(self) -> None:
         engine = self.engine
         assert engine is not None
-        self.step.choose(arm, self.executors)
-        on_cuda = engine.device.type == "cuda"
-        if on_cuda:
-            torch.cuda.synchronize()
-        wall, cpu = time.perf_counter(), time.process_time()
         with engine.accumulate():
             engine.backward(engine.losses(self.sample)["loss"])
             engine.update()
         engine.average_buffers()
-        if on_cuda:
-            torch.cuda.synchronize()
-        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
     def change_of(self, arm: str, *arguments: Any) -> Tensor:
         """What one step of `arm` adds to all parameters of a fresh network, float64 [number of values]."""
@@ -119,17 +135,18 @@ class Server:
         names = [name for name, _ in self.step.network.named_parameters()]
         states = [self.engine.network_state()]
         torch.manual_seed(1)
-        self.run(arm)
+        self.step.choose(arm, self.executors)
+        self.whole_step()
         states.append(self.engine.network_state())
         before, after = (torch.cat([state[name].flatten().double() for name in names]) for state in states)
         return after - before
 
-    def verdict(self, arm: str, case: Case, label: str, executors: Sequence[str], precision: str) -> str:
-        """Empty if one step of `arm` changes the weights as the guided eager step does, else what is wrong."""
+    def verdict(self, arm: str, case: Case, label: str, executor: str, precision: str) -> str:
+        """Empty if one step of `arm` changes the weights as the eager step of its kind does, else what is wrong."""
         if arm == "by hand" and label == "soft, one term":
             label = "soft"  # the loop by hand always has both terms
-        arguments = (case, label, executors, precision)
-        expected = self.change_of("guided, eager", *arguments)
+        arguments = (case, label, executor, precision)
+        expected = self.change_of("plain eager" if arm.startswith("plain") else "guided, eager", *arguments)
         try:
             found = self.change_of(arm, *arguments)
         except Exception as error:  # whatever an engine makes of it
@@ -232,28 +249,30 @@ class EngineProcesses:
 
 
 def run_case(
-    processes: Sequence[EngineProcesses], case: Case, label: str, executors: Sequence[str], precision: str, rounds: int
+    processes: Sequence[EngineProcesses], case: Case, label: str, executor: str, precision: str, rounds: int
 ) -> dict[str, dict[str, list[float] | str]]:
     """Seconds of every counted step, by engine and arm, or a text that says why an arm cannot be used."""
     on_cuda = torch.cuda.is_available()
-    arguments = (case, label, list(executors), precision)
+    arguments = (case, label, executor, precision)
     results: dict[str, dict[str, list[float] | str]] = {}
     for engine in processes:
         mine: dict[str, list[float] | str] = {}
-        for arm in arms_of(executors):
+        for arm in arms_of(executor):
             trusted = arm in ("plain eager", "plain, eager", "guided, eager")
             verdict = "" if trusted else engine.call("verdict", arm, *arguments)[0]
             mine[arm] = verdict or []
         engine.call("prepare", *arguments)
         results[engine.name] = mine
     for number in range(rounds + 1):
-        for arm in arms_of(executors):
+        for arm in arms_of(executor):
             for engine in processes:
                 seconds = results[engine.name][arm]
                 if isinstance(seconds, str):
                     continue
                 times = engine.call("run", arm)
-                if number:
+                if None in times:
+                    results[engine.name][arm] = OUT_OF_MEMORY
+                elif number:
                     # On a CPU the work of all processes, which other programs disturb little; else the slowest's wait.
                     seconds.append(max(t["wall"] for t in times) if on_cuda else sum(t["cpu"] for t in times))
     return results
