@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 DEMO_DIR ?= runs
 
-.PHONY: install demo demo-seeds skeleton test test-fast test-gpu benchmark benchmark-gpu lint clean
+.PHONY: install demo demo-seeds less-work-seeds skeleton test test-fast test-gpu benchmark benchmark-gpu lint clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,11 @@ demo: install
 demo-seeds: install
 	$(RUN)/python tools/demo.py --dir $(DEMO_DIR) --seeds 3 4 5 --doc docs/demo.md
 
+# What cheaper guidance does to accuracy, and what it costs.
+less-work-seeds: install
+	OMP_NUM_THREADS=1 $(RUN)/python tools/demo.py --dir $(DEMO_DIR) --tasks configs/less_work_tasks.yaml --seeds 3 4 5 \
+		--doc docs/performance.md
+
 # OpenMMLab on top of the environment: skeletons by HRNet, PoseC3D, ST-GCN. Everything else works without.
 skeleton: install
 	bash tools/install_openmmlab.sh $(RUN)/python
@@ -37,12 +42,22 @@ test-fast: install
 test-gpu: install
 	$(RUN)/python -m pytest -m gpu
 
-# Speed of the guided step on this machine, both sides in one run; the second also runs every GPU test first.
+# Every table and picture of docs/performance.md but those of trained networks (less-work-seeds), on this CPU.
 benchmark: install
-	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --parts step roofline --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --parts engines --backbones vgg16 deit resnet50 skp \
+		--labels hard soft --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --parts memory --labels soft --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python tools/profile_step.py --device cpu --batch vgg16=4 deit=16 resnet50=16 \
+		--doc docs/performance.md
+	$(RUN)/python tools/benchmark_loader.py --doc docs/performance.md
 
+# The same on a GPU, at Table 8's sizes, after every GPU test; JSON and pictures into docs/benchmarks.
 benchmark-gpu: test-gpu
-	$(RUN)/python tools/benchmark.py --precision no bf16
+	$(RUN)/python tools/benchmark.py --precision no bf16 --parts step engines memory roofline
+	$(RUN)/python tools/benchmark.py --precision bf16 --parts step --channels-last --backbones vgg16 resnet50
+	$(RUN)/python tools/profile_step.py
+	$(RUN)/python tools/profile_step.py --precision bf16
 
 lint: install
 	$(RUN)/ruff check .

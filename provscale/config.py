@@ -60,11 +60,14 @@ class ModelConfig:
         name: a registered model, or any timm model.
         pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors
             or a PyTorch state dict).
+        channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor
+            cores; on a CPU double backward loses by it. ZeRO and FSDP2 store weights their own way and ignore it.
         options: further arguments of the model's constructor, e.g. drop_path_rate.
     """
 
     name: str = "resnet18"
     pretrained: str = "none"
+    channels_last: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,6 +100,8 @@ class GuidanceConfig:
         every: guide every k-th optimizer step only, with k times alpha.
         sampled_term: soft labels: none computes both terms; sample or batch draws one (for each sample, or one for the
             whole batch), half the guidance's cost, the same expectation.
+        split_batch: differentiate only a batch's synthetic samples twice, real ones once: the same numbers, cheaper
+            where most samples are real; for executor eager and networks without BatchNorm.
     """
 
     alpha: float = 0.0
@@ -105,6 +110,7 @@ class GuidanceConfig:
     reduction: Literal["sum", "mean"] = "sum"
     every: int = 1
     sampled_term: Literal["none", "sample", "batch"] = "none"
+    split_batch: bool = False
 
 
 @dataclass
@@ -280,10 +286,10 @@ def validate(config: Config) -> None:
             f"guidance.sampled_term: is {config.guidance.sampled_term} while guidance.mask is none, where the two "
             "terms overlap; set one of them to its default"
         )
-    if config.guidance.sampled_term != "none" and config.synthesis.name == "puzzlemix":
+    if config.guidance.split_batch and config.guidance.executor != "eager":
         raise UserError(
-            f"guidance.sampled_term: is {config.guidance.sampled_term}, but synthesis.name puzzlemix makes masks that "
-            "are not binary, where the two terms overlap; set guidance.sampled_term to none"
+            f"guidance.split_batch: is true while guidance.executor is {config.guidance.executor}, which would record "
+            "every number of synthetic samples anew; set it to false, or use guidance.executor eager"
         )
     if config.train.checkpoint_activations and config.guidance.executor != "eager":
         raise UserError(

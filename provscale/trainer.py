@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -18,8 +19,9 @@ from provscale.checkpoint import Checkpointer
 from provscale.checkpoint_folder import Progress
 from provscale.config import Config
 from provscale.data import DATA_SETS
-from provscale.data.base import LoadedItems, class_weights, make_loader, training_source
+from provscale.data.base import LoadedItems, class_weights, make_loader, training_source, worker_context
 from provscale.data.plan import BatchPlan, MicroBatch
+from provscale.data.transit import HostSample
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
@@ -28,12 +30,14 @@ from provscale.guidance import GuidedStep
 from provscale.guidance.recompute import recompute_activations
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
+from provscale.guidance.split_batch import refuse_batch_statistics
 from provscale.models import build_model
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
 from provscale.run_folder import RunFolder
 from provscale.sample import Sample
 from provscale.signals import StopRequest
+from provscale.step_report import Readout, StepReport
 from provscale.synthesis import build_synthesis, random_mask
 from provscale.tracking import ProgressBar
 
@@ -47,6 +51,8 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.data.workers:
+            worker_context()  # its server imports PyTorch while the rest is built here
         # ---- data and synthesis: checked before anything is allocated --------------------------------------------
         self.splits = DATA_SETS[config.data.name](config.data, config.seed)
         self.synthesis = build_synthesis(config.synthesis)
@@ -96,7 +102,11 @@ class Trainer:
             class_weights=weights,
             executor=config.guidance.executor,
             sampled_term=config.guidance.sampled_term,
+            split_batch=config.guidance.split_batch,
         )
+        if config.guidance.split_batch:
+            built.network.train()
+            refuse_batch_statistics(built.network)
         # The copy first: it shall show ordinary double backward.
         reference = unwrapped_copy(self.step) if config.train.self_check else None
         if config.train.checkpoint_activations:
@@ -108,6 +118,10 @@ class Trainer:
         # ---- run folder and progress -----------------------------------------------------------------------------
         self.checkpointer = Checkpointer(self.engine, config)
         self.stop_request = StopRequest()
+        self.stopping = False
+        self.reports: deque[StepReport] = deque()
+        # On CUDA a step is looked at when the next one is queued, or the device would run dry at every step.
+        self.unread = int(self.engine.device.type == "cuda")
 
     def fit(self) -> Progress:
         """Trains to the end, or until asked to stop (`Progress.step` tells which)."""
@@ -122,7 +136,7 @@ class Trainer:
             folder.open_logs(self.progress.step)
             self.bar = ProgressBar(self.total_steps, self.progress.step, engine.is_main)
             try:
-                self.last_end = time.monotonic()
+                self.last_end, self.waited = time.monotonic(), 0.0
                 self.clock = self.last_end - self.progress.seconds
                 finished = self.run_epochs()
             finally:
@@ -134,50 +148,55 @@ class Trainer:
 
     def run_epochs(self) -> bool:
         """Returns False when training was asked to stop; a checkpoint of that moment is on disk then."""
-        while self.progress.step < self.total_steps:
-            epoch, first = divmod(self.progress.step, self.plan.steps_per_epoch)
-            for group in self.global_batches(epoch, first):
-                self.optimizer_step(epoch, group)
-                ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
-                ends_training = self.progress.step == self.total_steps
-                if (ends_epoch and (epoch + 1) % self.config.evaluation.every_epochs == 0) or ends_training:
-                    self.evaluate(epoch)
-                every = self.config.checkpoint.every_steps
-                due = self.progress.step % every == 0 if every else ends_epoch
-                if due or ends_training or self.stopping:
-                    self.progress.seconds = time.monotonic() - self.clock
-                    self.folder.sync()
-                    self.checkpointer.save(self.progress)
-                    self.last_end = time.monotonic()
-                if self.stopping and not ends_training:
-                    self.engine.print(f"asked to stop: checkpoint of step {self.progress.step} is written")
-                    return False
-                if ends_training:
-                    break
+        for epoch, group in self.global_batches():
+            self.optimizer_step(epoch, group)
+            ends_epoch = self.progress.step % self.plan.steps_per_epoch == 0
+            ends_training = self.progress.step == self.total_steps
+            evaluates = (ends_epoch and (epoch + 1) % self.config.evaluation.every_epochs == 0) or ends_training
+            every = self.config.checkpoint.every_steps
+            due = (self.progress.step % every == 0 if every else ends_epoch) or ends_training
+            if evaluates or due or self.stopping:
+                # Nothing is evaluated or saved before every step up to it is known to be finite.
+                self.read_reports(unread=0)
+                self.log_reports()
+            if evaluates:
+                self.evaluate(epoch)
+            if due or self.stopping:
+                self.progress.seconds = time.monotonic() - self.clock
+                self.folder.sync()
+                self.checkpointer.save(self.progress)
+                self.last_end = time.monotonic()
+            if self.stopping and not ends_training:
+                self.engine.print(f"asked to stop: checkpoint of step {self.progress.step} is written")
+                return False
         return True
 
-    def global_batches(self, epoch: int, first_step: int) -> Iterator[list[tuple[MicroBatch, Sample]]]:
-        """The micro-batches of each optimizer step of an epoch, loaded, from `first_step` on."""
-        micro_batches = list(self.plan.micro_batches(epoch, first_step))
-        # No more than training will use, so that no worker loads in vain.
-        micro_batches = micro_batches[: (self.total_steps - self.progress.step) * self.config.train.accumulation]
-        keys = [[(epoch, index) for index in micro.indices] for micro in micro_batches]
+    def global_batches(self) -> Iterator[tuple[int, list[tuple[MicroBatch, HostSample]]]]:
+        """Epoch and loaded micro-batches of each optimizer step to come.
+
+        One loader for all epochs: its processes start once, and load the next epoch's first batches during evaluation.
+        """
+        span = (self.progress.step, self.total_steps)
+        keys = ([(epoch, index) for index in micro.indices] for epoch, micro in self.plan.upcoming(*span))
         loader = make_loader(self.train_items, keys, self.config.data.workers, self.engine.device.type == "cuda")
-        group: list[tuple[MicroBatch, Sample]] = []
-        for micro, sample in zip(micro_batches, loader, strict=True):
-            group.append((micro, sample))
+        group: list[tuple[MicroBatch, HostSample]] = []
+        for epoch, micro in self.plan.upcoming(*span):
+            started = time.monotonic()
+            group.append((micro, next(loader)))
+            self.waited += time.monotonic() - started
             if micro.last:
-                yield group
+                yield epoch, group
                 group = []
 
-    def optimizer_step(self, epoch: int, group: list[tuple[MicroBatch, Sample]]) -> None:
+    def optimizer_step(self, epoch: int, group: list[tuple[MicroBatch, HostSample]]) -> None:
         """One global batch: every micro-batch's gradients, then one update; all processes agree that it is finite."""
         config, engine, step = self.config, self.engine, self.progress.step
-        started = time.monotonic()
         rate = learning_rate(config.optim, step, self.total_steps)
         set_learning_rate(engine.optimizer, rate)
         self.step.alpha = alpha_at(step, config.guidance.alpha, config.guidance.every)
         mean = torch.zeros(4, dtype=torch.float64, device=engine.device)
+        micro_batches = [micro for micro, _ in group]
+        samples = sum(micro.size for micro in micro_batches) * engine.world_size
         for number, (micro, loaded) in enumerate(group):
             sample = self.synthesise(loaded.to(engine.device), micro, epoch)
             seed_everything(config.seed, "step", step, number * engine.world_size + engine.rank)
@@ -188,28 +207,36 @@ class Trainer:
                 mean[:3] += parts.double() / len(group)
                 if micro.last:
                     mean[3] = float(self.stop_request.asked)
-                    agreed = engine.mean(mean).tolist()
-                    self.stop_unless_finite(agreed[0], mean, group, step)
+                    agreed = Readout(engine.mean(mean))
+                    report = StepReport(step, epoch, rate, micro_batches, mean, agreed, samples)
+                    self.reports.append(report)
+                    self.read_reports(self.unread)
                 engine.update()
         engine.average_buffers()
-        self.stopping = agreed[3] > 0
         self.progress.step = step + 1
-        samples = sum(micro.size for micro, _ in group) * engine.world_size
         now = time.monotonic()
-        row = {
-            "kind": "train",
-            "step": step + 1,
-            "epoch": epoch + 1,
-            "loss": agreed[0],
-            "loss_cls": agreed[1],
-            "loss_guidance": agreed[2],
-            "lr": rate,
-            "samples_per_second": samples / max(now - self.last_end, 1e-9),
-            "data_wait": max(started - self.last_end, 0.0) / max(now - self.last_end, 1e-9),
-        }
-        self.last_end = now
-        self.folder.log_step(row, last=step + 1 == self.total_steps)
-        self.bar.show(step + 1, row)
+        report.seconds, report.waited = now - self.last_end, self.waited
+        self.last_end, self.waited = now, 0.0
+        self.log_reports()
+
+    def read_reports(self, unread: int) -> None:
+        """Reads what the newest steps came to, all but `unread` of them.
+
+        Raises UserError on every process when a loss is not finite.
+        """
+        for report in list(self.reports)[: len(self.reports) - unread]:
+            if not report.values:
+                report.values = report.agreed.read()
+                report.refuse_unless_finite(self.engine, self.train_items.source, self.checkpointer.last)
+                self.stopping = self.stopping or report.values[3] > 0
+
+    def log_reports(self) -> None:
+        """Writes the rows of the steps that have been read."""
+        while self.reports and self.reports[0].values:
+            report = self.reports.popleft()
+            row = report.row()
+            self.folder.log_step(row, last=report.step + 1 == self.total_steps)
+            self.bar.show(report.step + 1, row)
 
     def synthesise(self, sample: Sample, micro: MicroBatch, epoch: int) -> Sample:
         """Mixes or edits a loaded micro-batch; everything random is keyed by seed, epoch, step and index."""
@@ -219,29 +246,13 @@ class Trainer:
         if self.synthesis.pairs:
             # One decision a global batch, as CutMix's own training: all processes take it alike.
             mixes = numpy_generator(*key, "mixes", micro.step).uniform() < config.synthesis.probability
-            partners = sample[torch.tensor(micro.partners, device=sample.inputs.device)]
+            partners = sample[torch.tensor(micro.partners)]
             local = self.synthesis(local, partners, key) if mixes else local
         else:
             local = self.synthesis(local, None, key)
         if config.guidance.mask == "random" and local.guided:
             local = random_mask(local, key)
         return local
-
-    def stop_unless_finite(
-        self, loss: float, mine: torch.Tensor, group: list[tuple[MicroBatch, Sample]], step: int
-    ) -> None:
-        """Raises UserError on every process when the mean loss is not finite, naming the batch's files."""
-        if loss == loss and abs(loss) != float("inf"):
-            return
-        names: list[str] = []
-        if not bool(torch.isfinite(mine).all()):
-            names = [self.train_items.source[index].name for micro, _ in group for index in micro.indices[: micro.size]]
-        names = [name for part in self.engine.gather(names) for name in part]
-        raise UserError(
-            f"training: the loss is {loss} at step {step + 1}, nothing was updated; last checkpoint: "
-            f"{self.checkpointer.last or 'none'}; lower guidance.alpha or optim.lr, or look at the batch: "
-            + ", ".join(names)
-        )
 
     def evaluate(self, epoch: int) -> None:
         """Computes the metrics, records the best epoch and its weights, saves pictures."""

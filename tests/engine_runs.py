@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-TASKS = ["parity", "checked", "clipped", "refusals", "measure", "state", "trainer"]
+TASKS = ["parity", "checked", "split", "clipped", "refusals", "measure", "state", "trainer"]
 
 
 @functools.cache

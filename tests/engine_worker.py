@@ -77,12 +77,12 @@ def configure(model: str, accumulation: int, clip: float | None = None) -> Confi
     return config
 
 
-def start(config: Config, network: nn.Module, check: Sample | None = None) -> Engine:
+def start(config: Config, network: nn.Module, check: Sample | None = None, split: bool = False) -> Engine:
     """A prepared engine; with a sample, after the trainer's self-check."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     engine = build_engine(config)
-    step = GuidedStep(network, ALPHA)
+    step = GuidedStep(network, ALPHA, split_batch=split)
     reference = unwrapped_copy(step)
     head = frozenset(name for name, _ in list(network.named_parameters())[-2:])
     engine.prepare(step, build_optimizer(network.named_parameters(), head, config.optim))
@@ -92,14 +92,15 @@ def start(config: Config, network: nn.Module, check: Sample | None = None) -> En
 
 
 def train(
-    model: str, targets: int, accumulation: int, clip: float | None = None, check: bool = False, steps: int = STEPS
-) -> tuple[dict[str, Any], Engine]:
+    model: str, targets: int, accumulation: int, clip: float | None = None, check: bool = False, steps: int = STEPS,
+    split: bool = False,
+) -> tuple[dict[str, Any], Engine]:  # fmt: skip
     """Losses of `steps` steps, and the network after them. One process takes the chunks that two would."""
     if "WORLD_SIZE" not in os.environ:
         accumulation *= 2
     config = configure(model, accumulation, clip)
     data = training_set(model, targets)
-    engine = start(config, MODELS[model](), data[:4] if check else None)
+    engine = start(config, MODELS[model](), data[:4] if check else None, split)
     plan = BatchPlan(len(data), BATCH, 0, engine.rank, engine.world_size, accumulation)
     losses, total = [], torch.zeros(())
     engine.prepared.train()
@@ -133,6 +134,11 @@ def parity() -> dict[str, Any]:
 def checked() -> dict[str, Any]:
     """The self-check passes and leaves no trace."""
     return {accumulation: train("cnn", 2, accumulation, check=True)[0] for accumulation in (1, 2)}
+
+
+def split() -> dict[tuple[str, int, int], Any]:
+    """Two passes of the network in one step; some processes' batches have real samples, others none."""
+    return {case: train(*case, check=True, split=True)[0] for case in CASES if case[0] != "cnn" and case[2] == 1}
 
 
 def clipped() -> dict[str, Any]:

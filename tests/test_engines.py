@@ -84,6 +84,13 @@ def test_self_check_leaves_no_trace(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_split_batches_equal_whole_ones(engine: str) -> None:
+    """The reference is one process whose step takes its chunks as they are."""
+    for case, found in result(engine, "split").items():
+        assert difference(found, result("one", "parity")[case]) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_clipping_is_the_configs(engine: str) -> None:
     """With clip_norm 1 all engines clip the whole gradient alike, and it matters: the norm is above 1."""
     found, expected = result(engine, "clipped")[1.0], result("one", "clipped")[1.0]

@@ -16,6 +16,8 @@ import timm
 import torch
 import torchvision
 from test_executors import CLASSES, assert_equal_steps, random_sample, small_network
+from test_skp_executors import clips
+from test_skp_executors import network as skp
 from torch import nn
 
 from provscale.guidance import GuidedStep
@@ -65,6 +67,32 @@ def test_backbones_give_the_eager_numbers(name, executor, soft, precision):
             torch.manual_seed(seed)
             each(sample)["loss"].backward()
         assert_equal_steps(step, reference, 1e-5 if precision == "no" else 5e-2)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("executor", ["compiled", *GRAPHS])
+def test_skeletons_give_the_eager_numbers_whatever_is_missing(executor, precision):
+    """One recording, samples with other keypoints missing. FP32: either step is within 5e-6 of float64."""
+    reference, step = pair(skp("masked"), executor, precision=precision)
+    for seed, missing in ((1, 0.3), (2, 0.0), (3, 0.8)):
+        sample = clips(seed, missing=missing).to("cuda")
+        for each in (reference, step):
+            each.zero_grad()
+            each(sample)["loss"].backward()
+        assert_equal_steps(step, reference, 2e-5 if precision == "no" else 5e-2)
+    assert len(step.executor.steps) == 1
+
+
+@pytest.mark.parametrize("executor", GRAPHS)
+def test_skeletons_are_recorded_without_being_asked_to(executor):
+    """`missing: auto` becomes masked when it is recorded; against the packed way, FP32."""
+    packed = GuidedStep(skp("packed").cuda().train(), 0.5)
+    step = GuidedStep(skp("auto").cuda().train(), 0.5, executor=executor)
+    for seed in (1, 2):
+        for each in (packed, step):
+            each.zero_grad()
+            each(clips(seed).to("cuda"))["loss"].backward()
+        assert_equal_steps(step, packed, 2e-5)
 
 
 @pytest.mark.parametrize("executor", GRAPHS)

@@ -98,7 +98,7 @@ def test_alpha_of_every_kth_step():
     [
         (["--guidance.every", "0"], "guidance.every"),
         (["--guidance.sampled_term", "sample", "--guidance.mask", "none"], "guidance.sampled_term"),
-        (["--guidance.sampled_term", "batch", "--synthesis.name", "puzzlemix"], "puzzlemix"),
+        (["--guidance.split_batch", "true", "--guidance.executor", "compiled"], "guidance.split_batch"),
         (["--train.checkpoint_activations", "true", "--guidance.executor", "compiled"], "checkpoint_activations"),
     ],
 )

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import small_cnn
+from conftest import CLASSES, random_sample, relative, small_cnn
 from safetensors.torch import save_file
 
 from provscale.config import ModelConfig
 from provscale.errors import UserError
+from provscale.guidance import GuidedStep
 from provscale.models import build_model, logits_and_score_map
 
 
@@ -20,6 +21,25 @@ def test_timm_network_by_name() -> None:
     assert built.network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     assert built.network.drop_rate == 0.3
     assert built.new_parameters == frozenset()
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_channels_last_gives_the_same_step(targets: int) -> None:
+    """The layout reaches the activations; losses and gradients agree within the kernels' rounding, FP32."""
+    sample = random_sample(targets, size=64)
+    steps = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        network = build_model(ModelConfig("test_resnet", channels_last=channels_last), num_classes=CLASSES).network
+        shown = network.forward_features(sample.inputs)
+        assert shown.is_contiguous(memory_format=torch.channels_last) == channels_last
+        steps.append(GuidedStep(network.train(), 0.1))
+    losses = [step(sample)["loss"] for step in steps]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    expected, found = (torch.cat([value.grad.flatten() for value in step.parameters()]) for step in steps)
+    assert relative(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "plain", "state_dict", "model"])

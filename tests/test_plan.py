@@ -232,6 +232,17 @@ def test_a_key_gives_the_same_seed_everywhere() -> None:
         key_to_seed(0.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_what_is_to_come_is_the_epochs_one_after_another(accumulation: int) -> None:
+    """20 samples in batches of 6: 3 steps an epoch. From step 4 (the second of epoch 1) up to 8, in epoch 2."""
+    plan = BatchPlan(20, 6, 0, accumulation=accumulation)
+    steps = [(epoch, list(plan.micro_batches(epoch))) for epoch in range(3)]
+    every = [(epoch, micro) for epoch, micro_batches in steps for micro in micro_batches]
+    assert list(plan.upcoming(0, 9)) == every
+    assert list(plan.upcoming(4, 8)) == every[4 * accumulation : 8 * accumulation]
+    assert list(plan.upcoming(9, 9)) == []
+
+
 def test_keys_are_told_apart() -> None:
     keys = [(0,), (1,), (0, 0), ("0",), (0, "a"), ("a", 0), (0, 10), (1, 0), (0, 1, 0), (0, 1)]
     assert len({key_to_seed(*key) for key in keys}) == len(keys)

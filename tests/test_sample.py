@@ -77,6 +77,7 @@ def test_collate_everything_an_item_can_have() -> None:
         "group": (4,),
         "box": (4, 4),
         "object_mask": (4, 1, 4, 6),
+        "present": (4, 3),
     }
     assert all(type(value) is Tensor for value in tensors(sample).values())  # no tv_tensor left
     assert sample.guided
@@ -192,10 +193,35 @@ def test_map_touches_every_tensor_and_copies() -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_to_moves_every_tensor() -> None:
+def test_to_moves_every_tensor_but_those_of_the_host() -> None:
     moved = full_sample().to("meta")
-    assert {value.device.type for value in tensors(moved).values()} == {"meta"}
+    here = {name for name, value in tensors(moved).items() if value.device.type == "cpu"}
+    assert here == {"index", "present"}
+    assert {value.device.type for name, value in tensors(moved).items() if name not in here} == {"meta"}
     assert len(moved) == 4
+    assert moved[torch.tensor([2, 1])].index.tolist() == [12, 11]
+
+
+def test_bytes_are_stacked_as_floats_are() -> None:
+    """Images that lie in memory pixel by pixel, as decoders give them, and images that lie channel by channel."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(256, (4, 6, 3), generator=generator, dtype=torch.uint8).permute(2, 0, 1) for _ in range(3)]
+    for images in (rows, [row.contiguous() for row in rows]):
+        items = [Item(image, 0, f"{number}") for number, image in enumerate(images)]
+        batch = collate(items, range(3), bytes_too=True, full_mask=False)
+        assert batch.inputs.dtype == torch.uint8
+        assert torch.equal(batch.inputs, torch.stack(rows))
+        assert batch.provenance_mask.shape == (3, 1, 1, 1)
+        assert batch.provenance_mask.min() == 1
+
+
+def test_what_is_present_follows_from_the_valid_mask() -> None:
+    valid = torch.zeros(3, 4, 6)
+    valid[1, 2, 3] = 1
+    sample = collate([item("padded", valid_mask=valid), item("whole")], [0, 1])
+    assert sample.present is not None
+    assert sample.present.tolist() == [[False, True, False], [True, True, True]]
+    assert collate([item("whole")], [0]).present is None
 
 
 @pytest.mark.parametrize("rows", [slice(1, 3), torch.tensor([3, 0, 3]), torch.tensor([False, True, True, False])])

@@ -49,9 +49,9 @@ class OneProcess:
 
 def check(
     network: nn.Module, alter: Callable[[Tensor], Tensor] = lambda gradient: gradient, alpha: float = ALPHA,
-    sample: Sample | None = None, precision: str = "no",
+    sample: Sample | None = None, precision: str = "no", split_batch: bool = False,
 ) -> GuidedStep:  # fmt: skip
-    step = GuidedStep(network, alpha, precision=precision)
+    step = GuidedStep(network, alpha, precision=precision, split_batch=split_batch)
     self_check(OneProcess(step, alter), step, unwrapped_copy(step), sample or random_sample(2), KEY)  # type: ignore[arg-type]
     return step
 

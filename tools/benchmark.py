@@ -32,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ import benchmark_engines
 import timm
 import torch
 import torchvision
-from benchmark_cases import ALPHA, FLOOR, FULL, LOSSES, QUICK, Case, build, make_sample, make_step
+from benchmark_cases import ALPHA, FLOOR, FULL, LOSSES, QUICK, Case, build, make_sample, make_step, possible
 from benchmark_engines import ENGINES, OUT_OF_MEMORY, EngineProcesses
 from benchmark_memory import MIB, memory_rows, memory_table
 from benchmark_report import Row, Timing, draw, markdown, show, times_table
@@ -130,8 +130,8 @@ def make_row(
 def step_row(case: Case, label: str, executor: str, precision: str, rounds: int, device: torch.device) -> Row:
     """The bare step under one executor; with it goes the memory of its recordings."""
     torch.manual_seed(0)
-    network = build(case, [executor]).to(device).train()
-    sample = make_sample(case, label != "hard", device)
+    network = build(case).to(device).train()
+    sample = make_sample(case, label, device)
     arms = {name: loss_arm(name, network, sample, PRECISIONS[precision]) for name in LOSSES}
     step = make_step(network, label, precision, executor)
     arms[f"plain, {executor}"] = step_arm(step, sample, 0.0)
@@ -208,32 +208,33 @@ def run(options: argparse.Namespace) -> None:
     if not on_cuda:
         torch.set_num_threads(1)
     cases = chosen(QUICK if options.quick else FULL, options.backbones)
+    cases = [replace(case, channels_last=options.channels_last) for case in cases]
     work = [(case, label, kind) for case in cases for label in options.labels for kind in options.precision]
-    two_terms = [item for item in work if item[1] != "soft, one term"]
+    whole = [item for item in work if item[1] in ("hard", "soft")]
     rounds = options.rounds or (3 if options.quick else 20)
-    name = f"{'quick-' if options.quick else ''}{device.type}"
+    name = f"{'quick-' if options.quick else ''}{device.type}{'-channels-last' if options.channels_last else ''}"
     options.out.mkdir(parents=True, exist_ok=True)
     about = hardware(device, rounds)
     if "step" in options.parts:
         rows = []
         for case, label, precision in work:
-            for executor in executors:
+            for executor in (name for name in executors if possible(case, label, name)):
                 progress(f"{case.backbone}, {label}, {precision}, {executor}")
                 rows.append(step_row(case, label, executor, precision, rounds, device))
         draw(rows, options.out / f"{name}.svg")
         keep(options, name, "measured", about, rows, times_table(rows))
     if "engines" in options.parts:
-        whole = QUICK_ENGINES if options.quick and options.backbones is None else work
-        rows = engine_rows(options.engines, whole, executors, rounds, on_cuda)
+        short = options.quick and options.backbones is None
+        rows = engine_rows(options.engines, QUICK_ENGINES if short else whole, executors, rounds, on_cuda)
         keep(options, f"engines-{name}", "engines", about, rows, times_table(rows))
     if "memory" in options.parts:
         whole_device = torch.cuda.get_device_properties(device).total_memory / MIB if on_cuda else CPU_BUDGET
         budget = options.budget or whole_device
-        found = [row for item in two_terms for row in memory_rows(item[0], item[1], executors, item[2], device, budget)]
+        found = [row for item in whole for row in memory_rows(item[0], item[1], executors, item[2], device, budget)]
         keep(options, f"memory-{name}", "memory", about, found, memory_table(found))
     if "roofline" in options.parts:
         machine = measure_machine(device, options.precision)
-        points = [point for item in two_terms for point in roofline_points(*item, rounds, device)]
+        points = [point for item in whole for point in roofline_points(*item, rounds, device)]
         draw_roofline(points, machine, options.out / f"roofline-{name}.svg")
         keep(
             options,
@@ -272,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", nargs="+", default=["no"], choices=["no", "bf16"])
     parser.add_argument("--labels", nargs="+", default=list(FLOOR), choices=list(FLOOR))
     parser.add_argument("--backbones", nargs="+", help="words that a backbone's name must contain one of")
+    parser.add_argument("--channels-last", action="store_true", help="weights of convolutions with channels last")
     parser.add_argument("--rounds", type=int, help="counted rounds (default: 3 quick, else 20)")
     parser.add_argument("--budget", type=float, help="MiB for the largest batch (default: the GPU's; 512 on a CPU)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of JSON and picture")

@@ -87,15 +87,13 @@ class Server:
         if case.batch % engine.world_size:
             raise UserError(f"benchmark: a batch of {case.batch} cannot be divided over {engine.world_size} processes")
         torch.manual_seed(0)
-        network = build(case, [executor])
-        term = "batch" if label == "soft, one term" else "none"
-        self.step = BenchmarkStep(network, ALPHA, precision=precision, sampled_term=term)
+        self.step = BenchmarkStep(build(case), ALPHA, precision=precision)
         # Eager as well, with which the others are compared.
         self.executors = {name: EXECUTORS[name]() for name in {"eager", executor}}
         engine.prepare(self.step, torch.optim.SGD(self.step.parameters(), lr=1e-4, momentum=0.9))
         engine.prepared.train()
         share = case.batch // engine.world_size
-        sample = make_sample(case, label != "hard", engine.device)
+        sample = make_sample(case, label, engine.device)
         self.sample = sample[slice(engine.rank * share, (engine.rank + 1) * share)]
         self.engine = engine
 
@@ -143,8 +141,6 @@ class Server:
 
     def verdict(self, arm: str, case: Case, label: str, executor: str, precision: str) -> str:
         """Empty if one step of `arm` changes the weights as the eager step of its kind does, else what is wrong."""
-        if arm == "by hand" and label == "soft, one term":
-            label = "soft"  # the loop by hand always has both terms
         arguments = (case, label, executor, precision)
         expected = self.change_of("plain eager" if arm.startswith("plain") else "guided, eager", *arguments)
         try:

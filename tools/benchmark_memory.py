@@ -81,7 +81,7 @@ def peak_of(case: Case, label: str, arm: str, precision: str, device_name: str) 
     try:
         torch.manual_seed(0)
         network = build(case).to(device).train()
-        run = make_arm(arm, network, make_sample(case, label != "hard", device), precision)
+        run = make_arm(arm, network, make_sample(case, label, device), precision)
         for _ in range(RUNS):
             network.zero_grad(set_to_none=True)
             gc.collect()

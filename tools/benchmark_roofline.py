@@ -113,7 +113,7 @@ def roofline_points(case: Case, label: str, precision: str, rounds: int, device:
     """The plain and the guided step of one case."""
     torch.manual_seed(0)
     step = make_step(build(case).to(device).train(), label, precision, "eager")
-    sample = make_sample(case, label != "hard", device)
+    sample = make_sample(case, label, device)
     points = []
     for kind, alpha in (("plain", 0.0), ("guided", ALPHA)):
         step.alpha = alpha

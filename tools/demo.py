@@ -2,12 +2,15 @@
 
 python tools/demo.py                                          one seed: what `make demo` runs
 python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the tables in docs/demo.md
+python tools/demo.py --tasks configs/less_work_tasks.yaml --seeds 3 4 5 --doc docs/performance.md
+                                                              what cheaper guidance does to accuracy
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -40,15 +43,38 @@ def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Pat
     command = [sys.executable, str(ROOT / "provscale" / "train.py"), *words]
     command += ["--seed", str(seed), "--run.dir", str(folder), "--run.name", name]
     print(f"[demo] {task}: {arm}, seed {seed}", flush=True)
-    if subprocess.run(command, check=False).returncode:
+    run = folder / name
+    finished, spent, before = (run / "summary.json").exists(), cpu_seconds(run), cpu_seconds_of_children()
+    status = subprocess.run(command, check=False).returncode
+    if not finished and run.is_dir():
+        # The time of an interrupted run adds up; that of writing a finished one's summary again does not count.
+        (run / "cpu_seconds").write_text(f"{spent + cpu_seconds_of_children() - before:.2f}\n")
+    if status:
         raise UserError(f"demo: training of {name} failed; its message is above")
-    return folder / name
+    return run
+
+
+def cpu_seconds_of_children() -> float:
+    """CPU time, user and system, of all processes this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def cpu_seconds(run: Path) -> float:
+    """CPU time of a run's process so far, from start to end; NaN where it was not measured, 0 before it exists.
+
+    A busy machine changes it less than wall time: through shared caches and clocks alone.
+    """
+    file = run / "cpu_seconds"
+    if file.exists():
+        return float(file.read_text())
+    return float("nan") if run.is_dir() else 0.0
 
 
 def train_task(name: str, task: dict[str, Any], seeds: list[int], controls: bool, folder: Path) -> Runs:
     """Run folders of each arm, in the order of the seeds."""
-    config = ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml")]
-    arms = {**task["arms"], **(task["controls"] if controls else {})}
+    config = ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
+    arms = {**task["arms"], **(task.get("controls", {}) if controls else {})}
     runs: Runs = {arm: [] for arm in arms}
     for seed in seeds:
         for arm, extra in arms.items():
@@ -61,12 +87,22 @@ def summary(run: Path) -> dict[str, Any]:
     return content
 
 
-def table(runs: Runs, metrics: list[str]) -> str:
-    """A Markdown table: of every metric and arm the last epoch's mean over seeds and each value; the best epoch."""
+def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> str:
+    """A Markdown table: of every metric and arm the last epoch's mean over seeds and each value, and below the cost.
+
+    Args:
+        floor: arithmetic of a step of each arm. None is for runs that are evaluated often: the table has the best
+            epoch instead.
+    """
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
     for metric in metrics:
         cells = [values_text([summary(run)["final_metrics"][metric] for run in arm]) for arm in runs.values()]
         lines.append(f"| {LABELS[metric]} | " + " | ".join(cells) + " |")
+    if floor is not None:
+        seconds = [values_text([cpu_seconds(run) for run in arm], 0) for arm in runs.values()]
+        lines.append("| CPU time of the whole run, s | " + " | ".join(seconds) + " |")
+        lines.append("| arithmetic of a step at the floor, plain steps | " + " | ".join(map(str, floor)) + " |")
+        return "\n".join(lines)
     best = [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
     peak = [values_text([summary(run)["best_metrics"][metrics[0]] for run in arm]) for arm in runs.values()]
     seconds = [values_text([summary(run)["wall_seconds"] for run in arm], 0) for arm in runs.values()]
@@ -92,17 +128,27 @@ def update_document(path: Path, text: str, name: str = "measured") -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
+def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:
+    """The tasks of a file, or the one of that name. Raises UserError: no such file or task."""
+    if not file.is_file():
+        raise UserError(f"--tasks: {file} does not exist; see configs/demo_tasks.yaml")
+    tasks: dict[str, Any] = yaml.safe_load(file.read_text())
+    if name is None:
+        return tasks
+    if name not in tasks:
+        raise UserError(f"--task: is '{name}', must be one of: {', '.join(tasks)} ({file})")
+    return {name: tasks[name]}
+
+
 def run_demo(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
-    tasks: dict[str, Any] = yaml.safe_load(TASKS.read_text())
+    tasks = chosen_tasks(arguments.tasks, arguments.task)
     reports = []
     for name, task in tasks.items():
-        if arguments.task not in (None, name):
-            continue
         runs = train_task(name, task, arguments.seeds, arguments.doc is not None, arguments.dir)
         report = arguments.dir / f"demo-{name}.html"
         write_report(report, [runs[arm][0] for arm in task["arms"]])
-        text = table(runs, task["metrics"])
+        text = table(runs, task["metrics"], task.get("floor"))
         if arguments.doc is not None:
             update_document(arguments.doc, text, f"measured {name}")
         reports.append(f"{name}, last epoch\n\n{text}\n\nOpen the report: {report.resolve()}")
@@ -113,7 +159,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train (default: 0)")
-    parser.add_argument("--task", choices=["localisation", "edits"], help="one task only (default: both)")
+    parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML of tasks and arms (default: the demo's)")
+    parser.add_argument("--task", help="one task of that file only (default: all)")
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced; adds the controls")
     arguments = parser.parse_args()
     return reported(lambda: run_demo(arguments))

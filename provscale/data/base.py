@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -13,10 +13,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from provscale.config import DataConfig
+from provscale.data.transforms import ItemTransform
+from provscale.data.transit import HostSample, host_batch
 from provscale.errors import UserError
 from provscale.randomness import numpy_generator, seeded
 from provscale.registry import Registry
-from provscale.sample import Item, Sample, collate
+from provscale.sample import Item
 from provscale.signals import ignore_stop_signals, stop_signals_ignored
 
 
@@ -129,12 +131,21 @@ def training_source(splits: DataSplits, added: int | None, seed: int) -> ItemSou
 
 
 class LoadedItems(Dataset[tuple[int, Item]]):
-    """Items after synthesis preparation and transforms; random draws are keyed by (seed, epoch, index)."""
+    """Items after synthesis preparation and transforms; random draws are keyed by (seed, epoch, index).
+
+    Attributes:
+        normalise: what is still to be done to uint8 `inputs`, on the device and for a whole batch; None = nothing.
+    """
 
     def __init__(
         self, source: ItemSource, prepare: Transform, transform: Transform, num_classes: int, seed: int
     ) -> None:
-        self.source, self.prepare, self.transform = source, prepare, transform
+        self.source, self.prepare = source, prepare
+        # An image's normalisation is the same for all, so it is left to the device.
+        self.move: Transform = transform
+        self.normalise: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if isinstance(transform, ItemTransform) and type(transform).__call__ is ItemTransform.__call__:
+            self.move, self.normalise = transform.move, transform.normalise
         self.num_classes, self.seed = num_classes, seed
 
     def __len__(self) -> int:
@@ -146,21 +157,16 @@ class LoadedItems(Dataset[tuple[int, Item]]):
         if not 0 <= item.target < self.num_classes:
             raise UserError(f"{item.name}: label {item.target} is out of range, must be in 0 to {self.num_classes - 1}")
         with seeded(self.seed, "augment", epoch, index):
-            return index, self.transform(self.prepare(item))
-
-
-def collate_loaded(loaded: list[tuple[int, Item]]) -> Sample | UserError:
-    """A batch; or the user's mistake, as a value: a worker process would wrap an exception in its traceback."""
-    try:
-        return collate([item for _, item in loaded], [index for index, _ in loaded])
-    except UserError as error:
-        return error
+            return index, self.move(self.prepare(item))
 
 
 def make_loader(
-    items: LoadedItems, batches: Sequence[Sequence[tuple[int, int]]], workers: int, pin_memory: bool
-) -> Iterator[Sample]:
-    """Loads the given batches of (epoch, index) keys in order.
+    items: LoadedItems, batches: Iterable[Sequence[tuple[int, int]]], workers: int, pin_memory: bool
+) -> Iterator[HostSample]:
+    """Loads the given batches of (epoch, index) keys in order; `to` brings one to its device and finishes it.
+
+    With worker processes, 2 batches a worker are loaded ahead while the caller works; `batches` may be an endless or a
+    lazy iterable, of which no more is taken than that.
 
     Raises:
         UserError: an item that cannot be used, with its name.
@@ -169,7 +175,7 @@ def make_loader(
         _CaughtItems(items),
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=collate_caught,
+        collate_fn=_CaughtCollate(items),
         pin_memory=pin_memory,
         multiprocessing_context=worker_context() if workers else None,
         worker_init_fn=ignore_stop_signals,
@@ -177,6 +183,8 @@ def make_loader(
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
+        # Here, because a worker would send the whole transform along with every batch.
+        batch.normalise = items.normalise if batch.inputs.dtype == torch.uint8 else None
         yield batch
 
 
@@ -202,11 +210,20 @@ class _CaughtItems(Dataset[Any]):
             return error
 
 
-def collate_caught(loaded: list[Any]) -> Sample | UserError:
-    for entry in loaded:
-        if isinstance(entry, UserError):
-            return entry
-    return collate_loaded(loaded)
+class _CaughtCollate:
+    """Makes batches; returns a UserError likewise, the first one."""
+
+    def __init__(self, items: LoadedItems) -> None:
+        self.normalise = items.normalise
+
+    def __call__(self, loaded: list[Any]) -> HostSample | UserError:
+        for entry in loaded:
+            if isinstance(entry, UserError):
+                return entry
+        try:
+            return host_batch([item for _, item in loaded], [index for index, _ in loaded], self.normalise)
+        except UserError as error:
+            return error
 
 
 def class_weights(source: ItemSource, num_classes: int) -> torch.Tensor:

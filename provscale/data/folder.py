@@ -18,20 +18,23 @@ which the mask is derived. `object_mask_file_name` and x0..y1 (pixels) serve eva
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from provscale.config import DataConfig
 from provscale.data.base import DATA_SETS, DataSplits
+from provscale.data.decode import decode_plain, decode_rgb
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 from provscale.sample import Item
+
+Decoded = TypeVar("Decoded", torch.Tensor, np.ndarray)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BOX = ("x0", "y0", "x1", "y1")
@@ -118,11 +121,11 @@ class FolderSplit:
 
     def __getitem__(self, index: int) -> Item:
         row = self.rows[index]
-        image = tv_tensors.Image(self.open(row["file_name"], "RGB").transpose(2, 0, 1))
+        image = tv_tensors.Image(self.open(row["file_name"], decode_rgb))
         item = Item(image, int(row["label"]), str(self.folder / row["file_name"]), is_synthetic=self.edited)
         size = tuple(image.shape[1:])
         if self.edited and row.get("source_file_name"):
-            item.source = tv_tensors.Image(self.open(row["source_file_name"], "RGB").transpose(2, 0, 1))
+            item.source = tv_tensors.Image(self.open(row["source_file_name"], decode_rgb))
         if self.edited and row.get("mask_file_name"):
             item.provenance_mask = tv_tensors.Mask(self.mask(row["mask_file_name"], size))
         if not self.annotated:
@@ -137,33 +140,31 @@ class FolderSplit:
             )
         return item
 
-    def open(self, name: str, mode: str | None) -> np.ndarray:
+    def open(self, name: str, decode: Callable[[Path], Decoded]) -> Decoded:
         path = self.folder / name
         try:
-            with Image.open(path) as image:
-                return np.array(image.convert(mode) if mode else image)
+            return decode(path)
         except Exception as error:  # Pillow's decoders raise many types
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove this file") from None
 
     def mask(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
         """float32 [1, H, W] in [0, 1]."""
-        values = self.open(name, None)
+        values = self.open(name, decode_plain)
         path = self.folder / name
         if values.ndim != 2:
             raise UserError(f"{path}: a mask must have one channel, this image has shape {values.shape}")
         if values.shape != size:
             raise UserError(f"{path}: the mask is {values.shape[1]} x {values.shape[0]} pixels, its image "
                             f"{size[1]} x {size[0]}; they must be equal")  # fmt: skip
-        mask = torch.from_numpy(values.astype(np.float32))[None]
-        if values.dtype == np.uint8 and mask.max() >= 128:
-            mask = mask / 255
-        if not (mask.min() >= 0 and mask.max() <= 1):
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and (high <= 1 or (values.dtype == np.uint8 and high >= 128))):
             raise UserError(
-                f"{path}: mask values span [{mask.min():g}, {mask.max():g}]; allowed: 0 and 1, 8-bit gray up to 255 "
-                "(= unedited), or numbers in [0, 1]"
+                f"{path}: mask values span [{low:g}, {high:g}]; allowed: 0 and 1, 8-bit gray up to 255 (= unedited), "
+                "or numbers in [0, 1]"
             )
-        return mask
+        mask = torch.from_numpy(values.astype(np.float32))[None]
+        return mask.div_(255) if high > 1 else mask
 
 
 @DATA_SETS.register("imagefolder")

@@ -111,6 +111,17 @@ class BatchPlan:
                     step, [batch[position] for position in positions], size, partners, micro == self.accumulation - 1
                 )
 
+    def upcoming(self, first_step: int, end: int) -> Iterator[tuple[int, MicroBatch]]:
+        """Epoch and micro-batch, from one optimizer step of the whole training on, up to another."""
+        step = first_step
+        while step < end:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            for micro in self.micro_batches(epoch, first):
+                yield epoch, micro
+                step += micro.last
+                if step == end:
+                    return
+
 
 def evaluation_batches(length: int, batch_size: int, rank: int, world_size: int) -> list[tuple[list[int], int]]:
     """This process's evaluation batches: (indices, how many of them count).

@@ -28,8 +28,9 @@ def evaluate(engine: Engine, splits: DataSplits, evaluators: list[Evaluator], ba
         evaluator.begin(splits)
     engine.prepared.eval()
     loader = make_loader(items, keys, workers, engine.device.type == "cuda")
-    for (_, counting), sample in zip(batches, loader, strict=True):
-        predictions = engine.predict(sample.to(engine.device), outputs)
+    for (_, counting), loaded in zip(batches, loader, strict=True):
+        sample = loaded.to(engine.device)
+        predictions = engine.predict(sample, outputs)
         if counting:
             counted = {name: value[:counting] for name, value in predictions.items()}
             for evaluator in evaluators:
@@ -54,8 +55,8 @@ def look(engine: Engine, items: LoadedItems, synthesis: Synthesis, splits: DataS
     first = len(items) - count if synthesis.uses_edits else 0
     indices = list(range(first, first + count))
     plain = LoadedItems(items.source, synthesis.prepare, splits.evaluation_transform, items.num_classes, items.seed)
-    (sample,) = make_loader(plain, [[(0, index) for index in indices]], 0, False)
-    sample = synthesis(sample.to(engine.device), None, (items.seed, "look"))
+    (loaded,) = make_loader(plain, [[(0, index) for index in indices]], 0, False)
+    sample = synthesis(loaded.to(engine.device), None, (items.seed, "look"))
     engine.prepared.eval()
     gradient = engine.predict(sample, frozenset({"input_gradient"}))["input_gradient"]
     engine.prepared.train()

@@ -35,6 +35,14 @@ from provscale.sample import Sample
 Result = tuple[StepLosses, list[Tensor | None]]
 
 
+def fix_shapes(network: nn.Module, executor: str) -> None:
+    """Asks every module whose shapes may depend on the data, one with a method `fix_shapes`, to keep them fixed."""
+    for module in network.modules():
+        ask = getattr(module, "fix_shapes", None)
+        if ask is not None:
+            ask(executor)
+
+
 class StepModule(nn.Module):
     """`losses_and_gradients` as a module, so that `functional_call` can put other tensors in the network's place."""
 
@@ -128,6 +136,7 @@ class CompiledExecutor:
         """Traces, compiles and tries one signature; None, after one warning, where that fails."""
         started = time.perf_counter()
         device = sample.inputs.device
+        fix_shapes(network, "compiled")
         try:
             traced = TracedStep(network, parameters, sample, settings)
             tensors = traced.tensors(step_arguments(sample, settings))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from provscale.errors import UserError
-from provscale.guidance.compiled import CompiledExecutor
+from provscale.guidance.compiled import CompiledExecutor, fix_shapes
 from provscale.guidance.executors import EXECUTORS, EagerExecutor, Executor, StepLosses, StepSettings
 from provscale.guidance.fixed_step import (
     FlatResult,
@@ -177,6 +177,7 @@ class RecordingExecutor:
                     "guidance.executor: is cuda_graph, but parameters move in memory between steps (as under ZeRO-3 "
                     "and FSDP2); use eager or compiled, or an engine that leaves them in place"
                 )
+            fix_shapes(network, "cuda_graph")
             step = RecordedStep(self.inner, self.record, self.pool, network, parameters, sample, settings)
             self.steps[key] = found = (addresses, step)
             announce(f"recorded the step for inputs {list(sample.inputs.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from provscale.guidance.differentiability import refuse_first_order_operations
 from provscale.guidance.loss import at_least_float32, classification_loss, guidance_loss
 from provscale.guidance.sampled_term import draw_first, one_term
 from provscale.guidance.second_derivatives import fast_second_derivatives
+from provscale.guidance.split_batch import parts_of, refuse_batch_statistics
 from provscale.registry import Registry
 from provscale.sample import Sample
 
@@ -31,6 +33,7 @@ class StepSettings:
         autocast_dtype: None runs the network in FP32; torch.bfloat16 under autocast.
         class_weights: [K] or None.
         sampled_term: one of `SAMPLED_TERMS`; not `none` computes one of a soft label's two terms.
+        split_batch: real samples run an ordinary step; read by the eager executor only.
         verify: look for operations whose second derivative PyTorch would leave out silently; once is enough.
     """
 
@@ -40,6 +43,7 @@ class StepSettings:
     autocast_dtype: torch.dtype | None = None
     class_weights: Tensor | None = None
     sampled_term: str = "none"
+    split_batch: bool = False
     verify: bool = False
 
 
@@ -90,9 +94,13 @@ def network_guidance(logits: Tensor, inputs: Tensor, sample: Sample, settings: S
 
 
 def losses_and_gradients(
-    network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
+    network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings, share: float = 1.0
 ) -> tuple[StepLosses, list[Tensor | None]]:
-    """The whole guided step: forward, input gradient, L_PG and parameter gradients. The heart of every executor."""
+    """The whole guided step: forward, input gradient, L_PG and parameter gradients. The heart of every executor.
+
+    Args:
+        share: factor of losses and gradients: the part of a batch that `sample` is.
+    """
     guided = is_guided(sample, settings)
     inputs = sample.inputs.detach().requires_grad_(guided)
     # A caller's autocast would also act on the derivatives taken here, and on a network that is to run in FP32.
@@ -106,6 +114,8 @@ def losses_and_gradients(
             loss_guidance = torch.zeros((), dtype=logits.dtype, device=logits.device)
         loss_cls = classification_loss(logits, sample, settings.class_weights)
         alpha = settings.alpha
+        if share != 1:
+            loss_cls, loss_guidance = loss_cls * share, loss_guidance * share
         loss = loss_cls + (alpha.to(loss_guidance.dtype) if isinstance(alpha, Tensor) else alpha) * loss_guidance
         if guided and settings.verify:
             refuse_first_order_operations(loss)
@@ -115,9 +125,30 @@ def losses_and_gradients(
 
 @EXECUTORS.register("eager")
 class EagerExecutor:
-    """Runs the step operation by operation."""
+    """Runs the step operation by operation, in two parts if the settings say so."""
 
     def __call__(
         self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
     ) -> tuple[StepLosses, list[Tensor | None]]:
-        return losses_and_gradients(network, parameters, sample, settings)
+        if not (settings.split_batch and is_guided(sample, settings)):
+            return losses_and_gradients(network, parameters, sample, settings)
+        refuse_batch_statistics(network)
+        # One after the other: the first part's graph is gone before the second part's is built.
+        results = [losses_and_gradients(network, parameters, part, settings, share) for part, share in parts_of(sample)]
+        return reduce(added, results)
+
+
+def added(
+    first: tuple[StepLosses, list[Tensor | None]], second: tuple[StepLosses, list[Tensor | None]]
+) -> tuple[StepLosses, list[Tensor | None]]:
+    """Sums of losses and of gradients; a parameter without a gradient in one of them has the other's."""
+    losses = StepLosses(
+        first[0].loss + second[0].loss,
+        first[0].loss_cls + second[0].loss_cls,
+        first[0].loss_guidance + second[0].loss_guidance,
+    )
+    gradients = [
+        one if other is None else other if one is None else one + other
+        for one, other in zip(first[1], second[1], strict=True)
+    ]
+    return losses, gradients

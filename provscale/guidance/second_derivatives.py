@@ -12,8 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from provscale.guidance.attention import attention
 from provscale.guidance.batch_norm import batch_norm
 from provscale.guidance.convolution import FUNCTIONS, convolution
+from provscale.guidance.gelu import gelu
+from provscale.guidance.layer_norm import layer_norm
 
 
 def fast_second_derivatives(network: nn.Module) -> AbstractContextManager[Any]:
@@ -22,16 +25,17 @@ def fast_second_derivatives(network: nn.Module) -> AbstractContextManager[Any]:
     if any(getattr(module, "grad_checkpointing", False) for module in modules):
         # PyTorch's checkpointing runs a block again outside this context, and must then save the same tensors.
         return nullcontext()
-    pays = sum(isinstance(module, _ConvNd) for module in modules) > 1
-    return FastSecondDerivatives() if pays or any(isinstance(m, _BatchNorm) for m in modules) else nullcontext()
+    normalises = any(isinstance(module, (_BatchNorm, nn.LayerNorm)) for module in modules)
+    pays = normalises or sum(isinstance(module, _ConvNd) for module in modules) > 1
+    return FastSecondDerivatives() if pays else nullcontext()
 
 
 class FastSecondDerivatives(TorchFunctionMode):
-    """Inside this context train-mode BatchNorm and convolutions of a network are the package's own.
+    """Inside this context train-mode BatchNorm, LayerNorm, convolutions, GELU and attention are the package's own.
 
-    The second derivative is the same number from fewer passes (`batch_norm.py`, `convolution.py`; docs/performance.md
-    has the measurements). Convolutions keep their kernels; BatchNorm uses PyTorch's native ones, which on a GPU may
-    differ from cuDNN's by rounding.
+    The second derivative is the same number from fewer passes (`batch_norm.py`, `layer_norm.py`, `convolution.py`,
+    `gelu.py`, `attention.py`; docs/performance.md has the measurements). Values agree with PyTorch's up to rounding:
+    BatchNorm uses PyTorch's native kernels, not cuDNN's, and attention scales its queries only.
     """
 
     def __torch_function__(
@@ -44,6 +48,12 @@ class FastSecondDerivatives(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return batch_norm(*args, **kwargs)
+        if func is F.gelu:
+            return gelu(*args, **kwargs)
+        if func is F.layer_norm:
+            return layer_norm(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return attention(*args, **kwargs)
         if func in FUNCTIONS:
             outputs = convolution(FUNCTIONS[func], *args, **kwargs)
             if outputs is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from provscale.engine import Engine
 
 TOLERANCE = {None: 1e-4, torch.bfloat16: 5e-2}
+SPLIT_HINT = "set guidance.split_batch to false if samples interact in this network, "
 
 
 def plain_gradients(step: GuidedStep, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,11 +82,14 @@ def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: 
     buffers = [buffer.clone() for buffer in step.network.buffers()]
     reference.train()
     seed_everything(*key)
+    untouched = random_state(sample.inputs.device)
     problem = ""
     try:
         input_expected, expected = plain_gradients(reference, sample)
     except UserError as error:
         problem = str(error)
+    # The reference takes the batch as one: where it drew random numbers, a step in two parts would draw others.
+    drew = random_state(sample.inputs.device) != untouched
     problems = [text for text in engine.gather(problem) if text]
     if problems:
         raise UserError(problems[0])
@@ -94,7 +98,9 @@ def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: 
     step.train()
     engine.prepared.train()
     seed_everything(*key)
+    split, step.split_batch = step.split_batch, step.split_batch and not drew
     gradient_found = engine.check_gradient(sample, name)
+    compared, step.split_batch = step.split_batch, split
     with torch.no_grad():
         for buffer, before in zip(step.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -113,8 +119,17 @@ def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: 
         raise UserError(
             f"self-check: the prepared step's {max(differences, key=lambda what: differences[what])} differs from an "
             f"unwrapped copy's by {worst:.2g} relative (allowed {tolerance:g}); the engine '{engine.name}' would train "
-            "something else: check its settings (clipping, precision), or disable train.self_check to go on"
+            f"something else: check its settings (clipping, precision), {SPLIT_HINT if compared else ''}or disable "
+            "train.self_check to go on"
         )
+
+
+def random_state(device: torch.device) -> bytes:
+    """State of the generators that a network on `device` draws from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return b"".join(state.numpy().tobytes() for state in states)
 
 
 def unwrapped_copy(step: GuidedStep) -> GuidedStep:

@@ -43,10 +43,14 @@ class GuidedStep(nn.Module):
         class_weights: [K] factors of the classification loss, or None.
         executor: a name in `EXECUTORS`.
         sampled_term: `none` computes both terms of a soft label; `sample` or `batch` one, drawn at random.
+        split_batch: differentiates only a batch's synthetic samples twice, in a pass of their own; the same numbers.
+            A network with dropout draws others (so does sampled_term `sample`), from the same distribution. For the
+            eager executor; waits for the device once in a guided step, to read which samples are synthetic.
 
     Raises:
         UserError: a value outside what is allowed; at the first guided step, a network that cannot be differentiated
-            twice because of a function marked `once_differentiable`.
+            twice because of a function marked `once_differentiable`; with `split_batch`, one that takes statistics of
+            the batch (`refuse_batch_statistics`).
     """
 
     class_weights: Tensor | None
@@ -62,6 +66,7 @@ class GuidedStep(nn.Module):
         class_weights: Tensor | None = None,
         executor: str = "eager",
         sampled_term: str = "none",
+        split_batch: bool = False,
     ) -> None:
         super().__init__()
         check("guidance.mask", mask, MASKS)
@@ -73,6 +78,11 @@ class GuidedStep(nn.Module):
                 f"guidance.sampled_term: is {sampled_term} while guidance.mask is none, where the two terms overlap; "
                 "set one of them to its default"
             )
+        if split_batch and executor != "eager":
+            raise UserError(
+                f"guidance.split_batch: is true while guidance.executor is {executor}, which would record every number "
+                "of synthetic samples anew; set it to false, or use guidance.executor eager"
+            )
         if not 0 <= alpha < float("inf"):
             raise UserError(f"guidance.alpha: is {alpha}, must be 0 or more and finite")
         self.network = network
@@ -80,6 +90,7 @@ class GuidedStep(nn.Module):
         self.reduction = reduction
         self.masked = mask != "none"
         self.sampled_term = sampled_term
+        self.split_batch = split_batch
         self.autocast_dtype = PRECISIONS[precision]
         self.executor = EXECUTORS[executor]()
         # Not a part of the checkpoint: the config and the data set give it anew.
@@ -122,7 +133,13 @@ class GuidedStep(nn.Module):
 
     def settings(self) -> StepSettings:
         return StepSettings(
-            self.alpha, self.reduction, self.masked, self.autocast_dtype, self.class_weights, self.sampled_term
+            self.alpha,
+            self.reduction,
+            self.masked,
+            self.autocast_dtype,
+            self.class_weights,
+            self.sampled_term,
+            self.split_batch,
         )
 
     def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:

@@ -38,6 +38,9 @@ def build_model(config: ModelConfig, num_classes: int) -> BuiltModel:
         UserError: unknown model or option, weights that cannot be read or do not fit.
     """
     network = create(config, num_classes)
+    if config.channels_last:
+        # A convolution takes its layout from its weights, and hands it on.
+        network.to(memory_format=torch.channels_last)
     if config.pretrained == "none":
         return BuiltModel(network, frozenset())
     if config.pretrained == "hub":

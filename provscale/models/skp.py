@@ -5,9 +5,10 @@ B clips, P person slots, F frames, V keypoints, S = P x F skeletons, N points th
     points [N, 5] -> MLP -> [N, D] -> blocks -> max over each skeleton, and over the clip -> [S, 2D]
     -> blocks -> with their max over the clip -> [S, 4D] -> blocks -> max over the clip -> norm, linear -> [B, K]
 
-Missing keypoints (confidence 0) are left out before the first layer: padding can reach neither the logits nor the
-statistics of BatchNorm, which see a list of real points, whatever clip they come from. The price is a shape that
-depends on the data.
+Missing keypoints (confidence 0) can reach neither the logits nor the statistics of BatchNorm, which are those of a list
+of real points, whatever clip they come from. Two ways give the same numbers: `packed` leaves them out before the first
+layer, which computes least, but in shapes that depend on the data; `masked` computes every slot in fixed shapes, which
+an executor can record, and without a number that the host has to wait for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,20 @@ from torch import Tensor, nn
 
 from provscale.errors import UserError
 from provscale.models.build import MODELS
+from provscale.models.masked_norm import MaskedBatchNorm1d
+from provscale.models.set_maximum import SetMaximum
+
+MISSING = ("auto", "packed", "masked")
+
+
+class PointLayers(nn.Sequential):
+    """Layers on a list [N, C]; with `present` [N] (bool), rows that are not there reach no statistics."""
+
+    def forward(self, inputs: Tensor, present: Tensor | None = None) -> Tensor:
+        for layer in self:
+            selects = present is not None and isinstance(layer, (PointLayers, MLPBlock, MaskedBatchNorm1d))
+            inputs = layer(inputs, present) if selects else layer(inputs)
+        return inputs
 
 
 class MLPBlock(nn.Module):
@@ -27,17 +42,17 @@ class MLPBlock(nn.Module):
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
         hidden = expansion * channels
-        self.layers = nn.Sequential(
+        self.layers = PointLayers(
             nn.Linear(channels, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
+            MaskedBatchNorm1d(hidden),
             nn.GELU(),
             nn.Linear(hidden, channels, bias=False),
-            nn.BatchNorm1d(channels),
+            MaskedBatchNorm1d(channels),
         )
         self.activation = nn.GELU()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.activation(inputs + self.layers(inputs))
+    def forward(self, inputs: Tensor, present: Tensor | None = None) -> Tensor:
+        return self.activation(inputs + self.layers(inputs, present))
 
 
 @MODELS.register("skp")
@@ -57,9 +72,11 @@ class StructuredKeypointPooling(nn.Module):
         repeats: number of blocks of widths D, 2D and 4D.
         expansion: hidden width of a block.
         normalize: LayerNorm before the classifier.
+        missing: how missing keypoints are kept out: `packed`, `masked`, or `auto`: packed, until an executor that
+            records the step asks for fixed shapes.
 
     Raises:
-        UserError: a value that is not positive, or not three repeats.
+        UserError: a value that is not positive, not three repeats, or another way.
     """
 
     def __init__(
@@ -70,6 +87,7 @@ class StructuredKeypointPooling(nn.Module):
         repeats: Sequence[int] = (1, 1, 1),
         expansion: int = 2,
         normalize: bool = True,
+        missing: str = "auto",
     ) -> None:
         super().__init__()
         if min(keypoints, width, expansion) < 1:
@@ -80,17 +98,34 @@ class StructuredKeypointPooling(nn.Module):
             raise UserError(
                 f"model.options.repeats: is {list(repeats)}, must be three numbers of blocks, e.g. [1, 1, 1]"
             )
+        if missing not in MISSING:
+            raise UserError(f"model.options.missing: is '{missing}', must be one of: {', '.join(MISSING)}")
         self.keypoints = keypoints
+        self.missing = missing
+        self.masked = missing == "masked"
         blocks = [
             [MLPBlock(scale * width, expansion) for _ in range(count)]
             for scale, count in zip((1, 2, 4), repeats, strict=True)
         ]
-        embedding = nn.Sequential(nn.Linear(5, width, bias=False), nn.BatchNorm1d(width), nn.GELU())
-        self.point_layers = nn.Sequential(embedding, *blocks[0])
-        self.skeleton_layers = nn.Sequential(*blocks[1])
-        self.context_layers = nn.Sequential(*blocks[2])
+        embedding = PointLayers(nn.Linear(5, width, bias=False), MaskedBatchNorm1d(width), nn.GELU())
+        self.point_layers = PointLayers(embedding, *blocks[0])
+        self.skeleton_layers = PointLayers(*blocks[1])
+        self.context_layers = PointLayers(*blocks[2])
         norm = nn.LayerNorm(4 * width) if normalize else nn.Identity()
-        self.classifier = nn.Sequential(norm, nn.Linear(4 * width, num_classes))
+        self.classifier = PointLayers(norm, nn.Linear(4 * width, num_classes))
+
+    def fix_shapes(self, executor: str) -> None:
+        """Computes every slot from here on; called by an executor that records a step.
+
+        Raises:
+            UserError: the packed way was asked for by name.
+        """
+        if self.missing == "packed":
+            raise UserError(
+                f"guidance.executor: is {executor}, which needs fixed shapes, but model.options.missing is packed, "
+                "whose shapes depend on the data; set model.options.missing to auto, or guidance.executor to eager"
+            )
+        self.masked = True
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, K] from `inputs` float [B, P, F, 3V]: x, y and confidence of each keypoint in turn.
@@ -98,7 +133,7 @@ class StructuredKeypointPooling(nn.Module):
         A clip without any keypoint gets the classifier's bias.
         """
         features, present = self.skeleton_features(inputs)
-        return self.classifier(self.pool_clip(features, present))
+        return self.classifier(pool_clip(features, present))
 
     def logits_and_instance_scores(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and those of every skeleton [B, P, F, K], where the last max is left out (pooling switching).
@@ -106,16 +141,25 @@ class StructuredKeypointPooling(nn.Module):
         Skeletons that are not there get zeros.
         """
         features, present = self.skeleton_features(inputs)
-        scores = unpack(self.classifier(features), present, 0.0)
-        return self.classifier(self.pool_clip(features, present)), scores.unflatten(1, inputs.shape[1:3])
+        scores = self.where_there(self.classifier, features, present, 0.0)
+        return self.classifier(pool_clip(features, present)), scores.unflatten(1, inputs.shape[1:3])
 
     def skeleton_features(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [number of skeletons that are there, 4D], and which are there: bool [B, S]."""
+        """Features [B, S, 4D] and which skeletons are there, bool [B, S]; elsewhere lower than every number."""
         points, valid = self.points(inputs)
-        own = unpack(self.point_layers(points[valid]), valid).amax(dim=2)
+        own = SetMaximum.apply(self.where_there(self.point_layers, points, valid), 2)
         present = valid.any(dim=2)
-        own = unpack(self.skeleton_layers(with_context(own)[present]), present)
-        return self.context_layers(with_context(own)[present]), present
+        own = self.where_there(self.skeleton_layers, with_context(own), present)
+        return self.where_there(self.context_layers, with_context(own), present), present
+
+    def where_there(self, layers: nn.Module, features: Tensor, there: Tensor, fill: float | None = None) -> Tensor:
+        """`layers` on the features [..., C] that are `there` (bool [...]); elsewhere `fill`, as in `unpack`."""
+        if not self.masked:
+            return unpack(layers(features[there]), there, fill)
+        places = there[..., None]
+        # What is not there may be garbage, or lower than every number, of which the layers would make infinity.
+        found = layers(torch.where(places, features, 0.0).flatten(0, -2), there.flatten()).unflatten(0, there.shape)
+        return torch.where(places, found, torch.finfo(found.dtype).min if fill is None else fill)
 
     def points(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Features of every point [B, S, V, 5] (x, y, time, confidence, keypoint), and which are there [B, S, V]."""
@@ -133,10 +177,10 @@ class StructuredKeypointPooling(nn.Module):
         points = torch.stack([x, y, time.expand_as(x), confidence, number.expand_as(x)], dim=4)
         return points.flatten(1, 2), (confidence > 0).flatten(1, 2)
 
-    def pool_clip(self, features: Tensor, present: Tensor) -> Tensor:
-        """Max over a clip's skeletons: [B, 4D]; zeros for a clip without any."""
-        pooled = unpack(features, present).amax(dim=1)
-        return torch.where(present.any(dim=1, keepdim=True), pooled, 0.0)
+
+def pool_clip(features: Tensor, present: Tensor) -> Tensor:
+    """Max over a clip's skeletons: [B, 4D]; zeros for a clip without any."""
+    return torch.where(present.any(dim=1, keepdim=True), SetMaximum.apply(features, 1), 0.0)
 
 
 def unpack(packed: Tensor, where: Tensor, fill: float | None = None) -> Tensor:
@@ -152,4 +196,4 @@ def unpack(packed: Tensor, where: Tensor, fill: float | None = None) -> Tensor:
 
 def with_context(features: Tensor) -> Tensor:
     """Each skeleton's features beside their maximum over the clip: [B, S, C] -> [B, S, 2C]."""
-    return torch.cat([features, features.amax(dim=1, keepdim=True).expand_as(features)], dim=2)
+    return torch.cat([features, SetMaximum.apply(features, 1)[:, None].expand_as(features)], dim=2)

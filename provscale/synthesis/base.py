@@ -32,7 +32,8 @@ class Synthesis:
         return item
 
     def __call__(self, sample: Sample, partners: Sample | None = None, key: Key = (0,)) -> Sample:
-        """Runs on the device, on a batch.
+        """Runs on the device, on a batch. It must not wait for the device, so nothing may be read from a tensor there
+        but `sample.index`, which is on the CPU; what is drawn goes there with `non_blocking=True`.
 
         Args:
             sample: a batch of B samples.
@@ -49,7 +50,7 @@ class Mixing(Synthesis):
 
     def __call__(self, sample: Sample, partners: Sample | None = None, key: Key = (0,)) -> Sample:
         if partners is None:
-            partners = sample[torch.tensor(neighbours(len(sample)), device=sample.inputs.device)]
+            partners = sample[torch.tensor(neighbours(len(sample)))]
         generators = [numpy_generator(*key, "mix", int(index)) for index in sample.index.tolist()]
         return self.mix(sample, partners, generators)
 
@@ -80,6 +81,7 @@ def mixed(
         is_synthetic=torch.ones_like(sample.is_synthetic),
         guided=True,
         valid_mask=valid,
+        present=None,
     )
 
 

@@ -87,7 +87,11 @@ class BatchMix(Mixing):
                 f"{list(inputs.shape)}; choose cutmix or resizemix for images"
             )
         valid_a, valid_b = validity(sample), validity(partners)
-        source, slot = self.draw(valid_a, valid_b, generators)
+        occupied = [who_is_there(part, valid) for part, valid in ((sample, valid_a), (partners, valid_b))]
+        source, slot = (
+            drawn.to(inputs.device, non_blocking=True)
+            for drawn in self.draw(occupied[0], occupied[1], inputs.shape[2], generators)
+        )
         places = slot[:, :, None, None].expand_as(inputs)
         other, valid_b = partners.inputs.gather(1, places), valid_b.gather(1, places)
         source = source[..., None].expand_as(inputs)
@@ -101,20 +105,34 @@ class BatchMix(Mixing):
         weight = torch.where(total > 0, (valid * mask).flatten(1).sum(dim=1) / total.clamp(min=1), 1.0)
         return mixed(sample, partners, merged, mask, weight, valid)
 
-    def draw(self, valid_a: Tensor, valid_b: Tensor, generators: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
-        """source int64 [B, P, F] (FROM_A, FROM_B, NOBODY), and slot int64 [B, P] in B, on the inputs' device."""
-        size, slots, frames = valid_a.shape[:3]
+    def draw(
+        self, occupied_a: np.ndarray, occupied_b: np.ndarray, frames: int, generators: list[np.random.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """source int64 [B, P, F] (FROM_A, FROM_B, NOBODY), and slot int64 [B, P] in B.
+
+        Args:
+            occupied_a, occupied_b: bool [B, P], slots that hold a person of A and of B.
+        """
+        size, slots = occupied_a.shape
         source, slot = np.zeros((size, slots, frames), dtype=np.int64), np.tile(np.arange(slots), (size, 1))
-        occupied = torch.stack([valid.flatten(2).any(dim=2) for valid in (valid_a, valid_b)]).cpu().numpy()
         for row, generator in enumerate(generators):
             first, end = (0, frames) if self.variant == "persons" else mix_frames(generator, frames, self.beta)
             if self.variant == "frames":
                 source[row, :, first:end] = FROM_B
             else:
-                who, slot[row] = mix_persons(generator, occupied[0, row], occupied[1, row])
+                who, slot[row] = mix_persons(generator, occupied_a[row], occupied_b[row])
                 source[row, :, first:end] = who[:, None]
-        device = valid_a.device
-        return torch.from_numpy(source).to(device), torch.from_numpy(slot).to(device)
+        return torch.from_numpy(source), torch.from_numpy(slot)
+
+
+def who_is_there(sample: Sample, valid: Tensor) -> np.ndarray:
+    """bool [B, P]: slots that hold a person. Known to the loader; else it is asked of the device, which takes time.
+
+    Args:
+        valid: `validity(sample)`.
+    """
+    present = valid.flatten(2).any(dim=2).cpu() if sample.present is None else sample.present
+    return present.numpy()
 
 
 def validity(sample: Sample) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 import torch
@@ -37,8 +39,9 @@ def difference_mask(source: Tensor, edited: Tensor, smoothing: float = 0.0) -> t
         )
     if smoothing < 0:
         raise UserError(f"smoothing is {smoothing:g}; allowed: 0 (off) or a standard deviation in pixels")
-    before, after = (functional.to_dtype(image, torch.uint8, scale=True).short() for image in (source, edited))
-    difference = (before - after).abs().amax(dim=0).to(torch.uint8).numpy()
+    before, after = (functional.to_dtype(image, torch.uint8, scale=True) for image in (source, edited))
+    channels = (torch.maximum(before, after) - torch.minimum(before, after)).as_subclass(Tensor)
+    difference = functools.reduce(torch.maximum, channels.unbind()).numpy()
     if smoothing > 0:
         difference = np.asarray(cv2.GaussianBlur(difference, (0, 0), smoothing), dtype=np.uint8)
     # THRESH_BINARY_INV: 1 where the difference is at most the threshold.

@@ -1,0 +1,103 @@
+"""What is told of a training step, read from the device without making it wait."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from provscale.data.plan import MicroBatch
+from provscale.errors import UserError
+
+if TYPE_CHECKING:
+    from provscale.data.base import ItemSource
+    from provscale.engine import Engine
+
+
+class Readout:
+    """A small tensor on its way to the host.
+
+    On CUDA the copy is queued behind the work that makes the numbers, and `read` waits until it has happened; a caller
+    that has queued more work in the meantime keeps the device busy while it waits. Elsewhere there is nothing to await.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.arrived: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.host.copy_(tensor, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self.host = tensor.clone()
+
+    def read(self) -> list[float]:
+        """The numbers of a one-dimensional tensor."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers: list[float] = self.host.tolist()
+        return numbers
+
+
+@dataclass
+class StepReport:
+    """One optimizer step.
+
+    Attributes:
+        step, epoch: from 0.
+        rate: learning rate.
+        micro_batches: of this process.
+        mine: this process's loss, L_cls, L_PG and whether it was asked to stop, float64 [4] on the device.
+        agreed: the same, mean over processes.
+        samples: of all processes.
+        seconds: since the end of the step before, or of an evaluation or checkpoint after it.
+        waited: seconds of those in which the training process waited for the loader.
+        values: `agreed`, once it has been read.
+    """
+
+    step: int
+    epoch: int
+    rate: float
+    micro_batches: list[MicroBatch]
+    mine: Tensor
+    agreed: Readout
+    samples: int
+    seconds: float = 0.0
+    waited: float = 0.0
+    values: list[float] = field(default_factory=list)
+
+    def refuse_unless_finite(self, engine: Engine, source: ItemSource, last_checkpoint: Path | None) -> None:
+        """Raises UserError on every process when the mean loss is not finite, naming the batch's files.
+
+        Once it has been read, on all processes; they exchange the names.
+        """
+        if math.isfinite(self.values[0]):
+            return
+        names: list[str] = []
+        if not bool(torch.isfinite(self.mine).all()):
+            names = [source[index].name for micro in self.micro_batches for index in micro.indices[: micro.size]]
+        names = [name for part in engine.gather(names) for name in part]
+        raise UserError(
+            f"training: the loss is {self.values[0]} at step {self.step + 1}, nothing of it was saved; last "
+            f"checkpoint: {last_checkpoint or 'none'}; lower guidance.alpha or optim.lr, or look at the batch: "
+            + ", ".join(names)
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The step's line of metrics.jsonl, where steps and epochs count from 1."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "kind": "train",
+            "step": self.step + 1,
+            "epoch": self.epoch + 1,
+            "loss": self.values[0],
+            "loss_cls": self.values[1],
+            "loss_guidance": self.values[2],
+            "lr": self.rate,
+            "samples_per_second": self.samples / seconds,
+            "data_wait": self.waited / seconds,
+        }
