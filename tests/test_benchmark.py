@@ -71,7 +71,7 @@ def test_the_hand_written_loop_has_the_steps_gradients(tools, name, label):
 def test_a_run_writes_table_json_picture_and_document(benchmark, tmp_path, capsys):
     document = tmp_path / "performance.md"
     document.write_text("before\n<!-- measured -->\nold\n<!-- /measured -->\nafter\n")
-    arguments = ["--quick", "--device", "cpu", "--rounds", "2", "--labels", "hard", "--executors", "eager",
+    arguments = ["--quick", "--device", "cpu", "--rounds", "2", "--labels", "hard",
                  "--parts", "step", "--out", str(tmp_path), "--doc", str(document)]  # fmt: skip
     assert benchmark.main(arguments) == 0
     content = json.loads((tmp_path / "quick-cpu.json").read_text())

@@ -40,7 +40,7 @@ import benchmark_engines
 import timm
 import torch
 import torchvision
-from benchmark_cases import ALPHA, FLOOR, FULL, LOSSES, QUICK, Case, build, make_sample, make_step, possible
+from benchmark_cases import ALPHA, FLOOR, FULL, LOSSES, QUICK, Case, build, make_sample, make_step, possible, sized
 from benchmark_engines import ENGINES, OUT_OF_MEMORY, EngineProcesses
 from benchmark_memory import MIB, memory_rows, memory_table
 from benchmark_report import Row, Timing, draw, markdown, show, times_table
@@ -144,11 +144,12 @@ def engine_rows(
 ) -> list[Row]:
     """Whole steps under every engine; an item of work is a network, a kind of label and a precision."""
     rows: list[Row] = []
-    with ExitStack() as stack:
-        processes = [stack.enter_context(EngineProcesses(name, on_cuda)) for name in engines]
-        for engine in processes:
-            engine.connect()
-        for case, label, precision in work:
+    for case, label, precision in work:
+        # New processes for each: DeepSpeed does not give back all of an engine's memory.
+        with ExitStack() as stack:
+            processes = [stack.enter_context(EngineProcesses(name, on_cuda)) for name in engines]
+            for engine in processes:
+                engine.connect()
             for executor in executors:
                 progress(f"engines: {case.backbone}, {label}, {precision}, {executor}")
                 results = benchmark_engines.run_case(processes, case, label, executor, precision, rounds)
@@ -209,10 +210,15 @@ def run(options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
     cases = chosen(QUICK if options.quick else FULL, options.backbones)
     cases = [replace(case, channels_last=options.channels_last) for case in cases]
-    work = [(case, label, kind) for case in cases for label in options.labels for kind in options.precision]
+    work = [
+        (sized(case, label), label, kind) for case in cases for label in options.labels for kind in options.precision
+    ]
     whole = [item for item in work if item[1] in ("hard", "soft")]
     rounds = options.rounds or (3 if options.quick else 20)
-    name = f"{'quick-' if options.quick else ''}{device.type}{'-channels-last' if options.channels_last else ''}"
+    # Runs beside the usual ones get files and tables of their own.
+    beside = [*(options.executors or []), *(["channels-last"] if options.channels_last else [])]
+    suffix = "".join(f"-{word}" for word in beside)
+    name = f"{'quick-' if options.quick else ''}{device.type}{suffix}"
     options.out.mkdir(parents=True, exist_ok=True)
     about = hardware(device, rounds)
     if "step" in options.parts:
@@ -222,16 +228,16 @@ def run(options: argparse.Namespace) -> None:
                 progress(f"{case.backbone}, {label}, {precision}, {executor}")
                 rows.append(step_row(case, label, executor, precision, rounds, device))
         draw(rows, options.out / f"{name}.svg")
-        keep(options, name, "measured", about, rows, times_table(rows))
+        keep(options, name, f"measured{suffix}", about, rows, times_table(rows))
     if "engines" in options.parts:
         short = options.quick and options.backbones is None
         rows = engine_rows(options.engines, QUICK_ENGINES if short else whole, executors, rounds, on_cuda)
-        keep(options, f"engines-{name}", "engines", about, rows, times_table(rows))
+        keep(options, f"engines-{name}", f"engines{suffix}", about, rows, times_table(rows))
     if "memory" in options.parts:
         whole_device = torch.cuda.get_device_properties(device).total_memory / MIB if on_cuda else CPU_BUDGET
         budget = options.budget or whole_device
         found = [row for item in whole for row in memory_rows(item[0], item[1], executors, item[2], device, budget)]
-        keep(options, f"memory-{name}", "memory", about, found, memory_table(found))
+        keep(options, f"memory-{name}", f"memory{suffix}", about, found, memory_table(found))
     if "roofline" in options.parts:
         machine = measure_machine(device, options.precision)
         points = [point for item in whole for point in roofline_points(*item, rounds, device)]
@@ -239,7 +245,7 @@ def run(options: argparse.Namespace) -> None:
         keep(
             options,
             f"roofline-{name}",
-            "roofline",
+            f"roofline{suffix}",
             {**about, "machine": machine},
             points,
             roofline_table(points, machine),

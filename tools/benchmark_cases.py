@@ -132,6 +132,11 @@ def hand_loss(network: nn.Module, sample: Sample, dtype: torch.dtype | None) -> 
     return classification_loss(logits, sample) + ALPHA * penalty
 
 
+def sized(case: Case, label: str) -> Case:
+    """At least two synthetic samples of a batch in two parts: a part of one sample is bound by reading the weights."""
+    return replace(case, batch=max(case.batch, 8)) if label == SPLIT else case
+
+
 def possible(case: Case, label: str, executor: str) -> bool:
     """A batch in two parts is for networks without statistics of the batch, and for the eager executor."""
     return label != SPLIT or (case.backbone not in ("resnet50", "skp") and executor == "eager")

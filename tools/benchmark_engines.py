@@ -7,6 +7,7 @@ engine's step is timed. `EngineProcesses` is this side, `serve` what those proce
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -74,10 +75,13 @@ class Server:
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.step: Any = None
 
     def prepare(self, case: Case, label: str, executor: str, precision: str) -> None:
         from accelerate.state import AcceleratorState, GradientState
 
+        self.engine = self.step = None
+        gc.collect()
         AcceleratorState._reset_state()
         GradientState._reset_state()
         config = Config()
@@ -223,6 +227,8 @@ class EngineProcesses:
         return answers
 
     def problem(self, what: str) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)  # the launcher says how a process ended
         self.log.seek(0)
         lines = [line for line in self.log.read().splitlines() if line.strip()] or ["no output"]
         return f"benchmark: the processes of engine {self.name} {what}; the last line they wrote: {lines[-1]}"

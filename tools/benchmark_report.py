@@ -63,7 +63,7 @@ def cells(row: Row) -> list[str]:
         row.executor if row.precision == "no" else f"{row.executor}, {row.precision}",
         *(text(row.times[name]) for name in ("plain eager", "plain", "guided", "by hand")),
         *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-        f"{row.floor:.1f}",
+        f"{row.floor:.3g}",
     ]
 
 
