@@ -214,7 +214,9 @@ def test_auto_is_packed_until_an_executor_records_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "maker"), [("compiled", lambda: CompiledExecutor("eager")), ("cuda_graph", recorded)], ids=lambda v: str(v)
+    ("name", "maker"),
+    [("compiled", lambda: CompiledExecutor("eager")), ("cuda_graph", recorded)],
+    ids=["compiled", "cuda_graph"],
 )
 def test_packed_with_an_executor_that_needs_fixed_shapes_is_refused_in_one_line(name, maker) -> None:
     with pytest.raises(UserError, match=rf"^guidance\.executor: is {name}, .*missing is packed.*missing to auto.*$"):
