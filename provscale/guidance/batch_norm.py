@@ -93,15 +93,8 @@ class BatchNormBackward(torch.autograd.Function):
         for_v, u_x, u_sum = backward_kernel(u, inputs, weight, mean, scale, ctx.eps)
         dims = [dim for dim in range(inputs.dim()) if dim != 1]
         k = (u * v).sum(dims, dtype=scale.dtype) - (u_sum * v_sum + u_x * v_x) / n
-        common = -weight * scale.square() / n
-        of_u, of_v = common * v_x, common * u_x
-        of_x = common * (k - 2 * u_x * v_x / n)
-        constant = -common * (u_sum * v_x + v_sum * u_x) / n
+        of_u, of_v, of_x, constant = input_factors(weight, scale, n, (u_sum, u_x), (v_sum, v_x), k, for_weight)
         if for_weight is not None:
-            # d/dx of for_weight <v,x^>, and its part of the gradient for v.
-            of_v = of_v + scale * for_weight
-            of_x = of_x - scale * for_weight * v_x / n
-            constant = constant - scale * for_weight * v_sum / n
             for_v = for_v + for_weight.view(shape) * (inputs - mean.view(shape)) * scale.view(shape)
         if for_bias is not None:
             for_v = for_v + for_bias.view(shape)
@@ -109,6 +102,35 @@ class BatchNormBackward(torch.autograd.Function):
         for_x = torch.addcmul((constant - of_x * mean).view(shape), u, of_u.view(shape))
         for_x = for_x.addcmul_(v, of_v.view(shape)).addcmul_(inputs, of_x.view(shape)).to(inputs.dtype)
         return for_v, for_x, (scale * k).to(weight.dtype), None, None, None
+
+
+def input_factors(
+    weight: Tensor,
+    scale: Tensor,
+    n: int | Tensor,
+    sums_u: tuple[Tensor, Tensor],
+    sums_v: tuple[Tensor, Tensor],
+    k: Tensor,
+    for_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Factors [C] of u, v and x^, and a constant [C], whose sum is the gradient for x.
+
+    Args:
+        sums_u, sums_v: (<u>, <u,x^>) and (<v>, <v,x^>), each [C].
+        k: K above.
+        for_weight: gradient [C] of the first backward's <v,x^>, or None.
+    """
+    (u_sum, u_x), (v_sum, v_x) = sums_u, sums_v
+    common = -weight * scale.square() / n
+    of_u, of_v = common * v_x, common * u_x
+    of_x = common * (k - 2 * u_x * v_x / n)
+    constant = -common * (u_sum * v_x + v_sum * u_x) / n
+    if for_weight is not None:
+        # d/dx of for_weight <v,x^>.
+        of_v = of_v + scale * for_weight
+        of_x = of_x - scale * for_weight * v_x / n
+        constant = constant - scale * for_weight * v_sum / n
+    return of_u, of_v, of_x, constant
 
 
 def backward_kernel(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from provscale.guidance.batch_norm import input_factors
+
 
 class MaskedBatchNorm1d(nn.BatchNorm1d):
     """`nn.BatchNorm1d` on a list [N, C] of which, if `present` [N] (bool) is given, only those rows count.
@@ -80,15 +82,8 @@ class MaskedBatchNormBackward(torch.autograd.Function):
         u = torch.zeros_like(v) if u is None else u * there
         for_v, u_x, u_sum = first_derivative(u, x, weight * scale, there, n)
         k = (u * v).sum(dim=0) - (u_sum * v_sum + u_x * v_x) / n
-        common = -weight * scale.square() / n
-        of_u, of_v = common * v_x, common * u_x
-        of_x = common * (k - 2 * u_x * v_x / n)
-        constant = -common * (u_sum * v_x + v_sum * u_x) / n
+        of_u, of_v, of_x, constant = input_factors(weight, scale, n, (u_sum, u_x), (v_sum, v_x), k, for_weight)
         if for_weight is not None:
-            # d/dx of for_weight <v,x^>, and its part of the gradient for v.
-            of_v = of_v + scale * for_weight
-            of_x = of_x - scale * for_weight * v_x / n
-            constant = constant - scale * for_weight * v_sum / n
             for_v = for_v.addcmul_(x, for_weight)
         if for_bias is not None:
             for_v = for_v.addcmul_(there, for_bias)
