@@ -6,6 +6,7 @@ for every epoch:  for every global batch:  load -> synthesise -> step (loss, gra
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -176,11 +177,11 @@ class Trainer:
 
         One loader for all epochs: its processes start once, and load the next epoch's first batches during evaluation.
         """
-        span = (self.progress.step, self.total_steps)
-        keys = ([(epoch, index) for index in micro.indices] for epoch, micro in self.plan.upcoming(*span))
+        upcoming, ahead = itertools.tee(self.plan.upcoming(self.progress.step, self.total_steps))
+        keys = ([(epoch, index) for index in micro.indices] for epoch, micro in ahead)
         loader = make_loader(self.train_items, keys, self.config.data.workers, self.engine.device.type == "cuda")
         group: list[tuple[MicroBatch, HostSample]] = []
-        for epoch, micro in self.plan.upcoming(*span):
+        for epoch, micro in upcoming:
             started = time.monotonic()
             group.append((micro, next(loader)))
             self.waited += time.monotonic() - started

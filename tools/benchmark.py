@@ -60,7 +60,7 @@ PARTS = ("step", "engines", "memory", "roofline")
 QUICK_ENGINES = [(Case("resnet18", 4, 48), "soft", "no")]
 """What the engines run with --quick, where no backbones are named."""
 CPU_BUDGET = 512.0
-"""MiB of memory for which --memory looks for the largest batch on a CPU."""
+"""MiB of memory for which the part `memory` looks for the largest batch on a CPU."""
 
 
 def step_arm(step: GuidedStep, sample: Sample, alpha: float) -> Callable[[], None]:

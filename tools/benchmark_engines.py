@@ -158,10 +158,8 @@ class Server:
 def serve(port: int) -> None:
     """Answers `EngineProcesses` until it says stop."""
     torch.set_num_threads(1)
-    rank = int(os.environ.get("RANK", "0"))
     server = Server()
     with Client(("localhost", port), authkey=bytes.fromhex(os.environ["BENCHMARK_KEY"])) as connection:
-        connection.send(rank)
         while (message := connection.recv()) is not None:
             name, *arguments = message
             try:
@@ -199,7 +197,7 @@ class EngineProcesses:
         self.connections: list[Connection] = []
 
     def connect(self) -> None:
-        """Waits until all processes have reported."""
+        """Waits until all processes have connected, which they do once everything is imported."""
         deadline = time.monotonic() + START_LIMIT
         self.listener._listener._socket.settimeout(1)  # type: ignore[attr-defined]
         while len(self.connections) < self.size:
@@ -208,8 +206,6 @@ class EngineProcesses:
             except TimeoutError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise UserError(self.problem("did not start")) from None
-        for connection in self.connections:
-            connection.recv()
 
     def call(self, *message: Any) -> list[Any]:
         """The answers of all processes."""

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import chosen as backbones_with
 from benchmark import hardware
-from benchmark_cases import ALPHA, FULL, QUICK, Case, build, make_sample
+from benchmark_cases import ALPHA, FULL, QUICK, Case, build, make_sample, make_step
 from demo import update_document
 from profile_kinds import COLOURS, ORDER, OUTSIDE, kind_of
 from torch.autograd import DeviceType
@@ -147,11 +148,16 @@ def callers(event: Any) -> list[str]:
     return names
 
 
+def label_of(case: Case) -> str:
+    return "hard" if case.backbone in HARD_LABELS else "soft"
+
+
 def measure(case: Case, precision: str, rounds: int, device: torch.device) -> dict[str, Profile]:
     """Plain and guided step in turns; of each the round of median total time, after an uncounted one."""
     torch.manual_seed(0)
-    step = GuidedStep(build(case).to(device).train(), ALPHA, precision=precision)
-    sample = make_sample(case, "hard" if case.backbone in HARD_LABELS else "soft", device)
+    label = label_of(case)
+    step = make_step(build(case).to(device).train(), label, precision, "eager")
+    sample = make_sample(case, label, device)
     found: dict[str, list[Profile]] = {"plain": [], "guided": []}
     for number in range(rounds + 1):
         for name, alpha in (("plain", 0.0), ("guided", ALPHA)):
@@ -223,11 +229,7 @@ def draw(rows: Rows, path: Path) -> None:
 
 def chosen(options: argparse.Namespace) -> list[Case]:
     """Cases whose name contains one of the words, with the batches of `--batch`."""
-    cases = QUICK if options.quick else FULL
-    words = options.backbones or [""]
-    found = [case for case in cases if any(word in case.backbone for word in words)]
-    if not found:
-        raise UserError(f"--backbones: {words} fits none of: {', '.join(case.backbone for case in cases)}")
+    found = backbones_with(QUICK if options.quick else FULL, options.backbones)
     for entry in options.batch:
         word, _, number = entry.partition("=")
         if not (word and number.isdecimal() and int(number) > 1 and any(word in case.backbone for case in found)):
@@ -243,7 +245,7 @@ def run(options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
     rows: Rows = {}
     for case in chosen(options):
-        labels = "hard" if case.backbone in HARD_LABELS else "soft"
+        labels = label_of(case)
         print(f"[profile] {case.backbone}, {case.shape}, {labels}", file=sys.stderr, flush=True)
         rows[f"{case.backbone}, {case.shape}, {labels}"] = measure(case, options.precision, options.rounds, device)
     about = {**hardware(device, options.rounds), "precision": options.precision}
