@@ -44,20 +44,20 @@ test-gpu: install
 
 # Every table and picture of docs/performance.md but those of trained networks (less-work-seeds), on this CPU.
 benchmark: install
-	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --parts step roofline --doc docs/performance.md
-	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --parts engines --backbones vgg16 deit resnet50 skp \
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts step roofline --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts engines --backbones vgg16 deit resnet50 skp \
 		--labels hard soft --doc docs/performance.md
-	OMP_NUM_THREADS=1 $(RUN)/python tools/benchmark.py --quick --parts memory --labels soft --doc docs/performance.md
-	OMP_NUM_THREADS=1 $(RUN)/python tools/profile_step.py --device cpu --batch vgg16=4 deit=16 resnet50=16 \
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts memory --labels soft --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark.profile_step --device cpu --batch vgg16=4 deit=16 resnet50=16 \
 		--doc docs/performance.md
-	$(RUN)/python tools/benchmark_loader.py --doc docs/performance.md
+	$(RUN)/python -m tools.benchmark.loader --doc docs/performance.md
 
 # The same on a GPU, at Table 8's sizes, after every GPU test; JSON and pictures into docs/benchmarks.
 benchmark-gpu: test-gpu
-	$(RUN)/python tools/benchmark.py --precision no bf16 --parts step engines memory roofline
-	$(RUN)/python tools/benchmark.py --precision bf16 --parts step --channels-last --backbones vgg16 resnet50
-	$(RUN)/python tools/profile_step.py
-	$(RUN)/python tools/profile_step.py --precision bf16
+	$(RUN)/python -m tools.benchmark --precision no bf16 --parts step engines memory roofline
+	$(RUN)/python -m tools.benchmark --precision bf16 --parts step --channels-last --backbones vgg16 resnet50
+	$(RUN)/python -m tools.benchmark.profile_step
+	$(RUN)/python -m tools.benchmark.profile_step --precision bf16
 
 lint: install
 	$(RUN)/ruff check .

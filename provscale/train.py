@@ -13,7 +13,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     sys.path.pop(0)
 
 from provscale.errors import reported
-from provscale.job import sweep_member, tell_outcome
+from provscale.run.job import sweep_member, tell_outcome
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-from provscale.checkpoint import Checkpointer
-from provscale.checkpoint_folder import Progress
 from provscale.config import Config
 from provscale.data import DATA_SETS
 from provscale.data.base import LoadedItems, class_weights, make_loader, training_source, worker_context
@@ -28,19 +26,21 @@ from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
 from provscale.evaluation.run import evaluate, look
 from provscale.guidance import GuidedStep
-from provscale.guidance.recompute import recompute_activations
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.split_batch import refuse_batch_statistics
 from provscale.models import build_model
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
-from provscale.run_folder import RunFolder
+from provscale.run.checkpoint import Checkpointer
+from provscale.run.checkpoint_folder import Progress
+from provscale.run.run_folder import RunFolder
+from provscale.run.step_report import Readout, StepReport
 from provscale.sample import Sample
+from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
-from provscale.step_report import Readout, StepReport
 from provscale.synthesis import build_synthesis, random_mask
-from provscale.tracking import ProgressBar
+from provscale.tracking.terminal import ProgressBar
 
 
 class Trainer:

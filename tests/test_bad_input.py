@@ -16,18 +16,17 @@ from typing import Any
 import pytest
 import torch
 from folders import BROKEN, make_image_folder, truncate
+from paths import ROOT
 from tiny_runs import arguments, newest, rows, steps_saved, train
 
-from provscale.checkpoint_folder import damage
 from provscale.data.base import LoadedItems, make_loader
-from provscale.data.digits import TexturedDigits
+from provscale.data.images.digits import TexturedDigits
 from provscale.data.plan import BatchPlan
 from provscale.errors import UserError
+from provscale.run.checkpoint_folder import damage
 from provscale.sample import Item
 from provscale.train import main
 from provscale.trainer import Trainer
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ class Suicidal(TexturedDigits):
 
 
 def test_loader_process_that_dies(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("provscale.data.embedded.TexturedDigits", Suicidal)
+    monkeypatch.setattr("provscale.data.images.embedded.TexturedDigits", Suicidal)
     refused("data.workers: DataLoader worker", "lower data.workers", data__workers=1, progress=True)
 
 

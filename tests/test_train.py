@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from paths import ROOT
 from safetensors.torch import load_file
 from tiny_runs import arguments, rows, same, train
 from torchvision.transforms import v2
@@ -31,8 +32,6 @@ from provscale.models import build_model
 from provscale.optim import build_optimizer
 from provscale.sample import Sample
 from provscale.synthesis import Synthesis
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

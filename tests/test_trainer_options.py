@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from provscale.command_line import parse
-from provscale.guidance.compiled import CompiledExecutor
+from provscale.guidance.executors.compiled import CompiledExecutor
 from provscale.trainer import Trainer
 
 BASE = [

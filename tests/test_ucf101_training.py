@@ -12,21 +12,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from paths import ROOT
 
 from provscale.command_line import parse
 from provscale.config import DataConfig
-from provscale.data import DATA_SETS, DataSplits, motions
+from provscale.data import DATA_SETS, DataSplits
 from provscale.data.base import LoadedItems, make_loader
-from provscale.data.planted_actions import CLASSES, PlantedOptions, make_clips, project, write_files
-from provscale.data.skeleton_items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, person_slots, segments
-from provscale.data.skeletons import SkeletonClip
-from provscale.data.tracks import associate_with_tubes
+from provscale.data.skeletons import motions
+from provscale.data.skeletons.clips import SkeletonClip
+from provscale.data.skeletons.items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, person_slots, segments
+from provscale.data.skeletons.planted_actions import CLASSES, PlantedOptions, make_clips, project, write_files
+from provscale.data.skeletons.tracks import associate_with_tubes
 from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
 from provscale.evaluation.video_ap_evaluator import VideoAP, video_detections
 from provscale.train import main
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 pytest.importorskip("pybullet_data", reason="planted actions need the motion clips of pybullet")
 SMALL = {"train": 12, "test": 12, "length": 20, "frames": 8, "persons": 5}
 

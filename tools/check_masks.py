@@ -16,7 +16,7 @@ from provscale.data import DATA_SETS
 from provscale.errors import UserError, reported
 from provscale.evaluation.mask_quality import MaskQuality, count_pixels, join, quality_of
 from provscale.synthesis import build_synthesis
-from provscale.tracking import console
+from provscale.tracking.terminal import console
 
 
 def measure(arguments: list[str]) -> tuple[int, MaskQuality]:

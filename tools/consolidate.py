@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from provscale.checkpoint_folder import damage, written_aside
 from provscale.errors import UserError, reported
+from provscale.files import written_aside
+from provscale.run.checkpoint_folder import damage
 
 PREFIX = "network."
 

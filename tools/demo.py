@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 
 from provscale.errors import UserError, reported
-from provscale.report import write_report
+from provscale.files import update_document
+from provscale.run.report import write_report
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "configs" / "demo_tasks.yaml"
@@ -116,16 +117,6 @@ def values_text(values: list[float], digits: int = 1) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
-
-
-def update_document(path: Path, text: str, name: str = "measured") -> None:
-    """Replaces what stands between the comments `<!-- NAME -->` and `<!-- /NAME -->` of a Markdown file."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    content = path.read_text()
-    if begin not in content or end not in content:
-        raise UserError(f"--doc: {path} has no lines '{begin}' and '{end}' to write the table between")
-    before, after = content.split(begin)[0], content.split(end)[1]
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from provscale.data.skeletons import write_skeletons
-from provscale.data.tubes import read_testlist
+from provscale.data.skeletons.clips import write_skeletons
+from provscale.data.skeletons.hrnet.extract import Settings
+from provscale.data.skeletons.hrnet.installed import require_openmmlab
+from provscale.data.skeletons.hrnet.parts import Parts
+from provscale.data.skeletons.hrnet.videos import Video, find_videos
+from provscale.data.skeletons.hrnet.workers import progress, run
+from provscale.data.skeletons.tubes import read_testlist
 from provscale.errors import UserError
-from provscale.skeletons_hrnet.extract import Settings
-from provscale.skeletons_hrnet.installed import require_openmmlab
-from provscale.skeletons_hrnet.parts import Parts
-from provscale.skeletons_hrnet.videos import Video, find_videos
-from provscale.skeletons_hrnet.workers import progress, run
 
 
 def parser() -> argparse.ArgumentParser:

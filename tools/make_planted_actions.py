@@ -12,8 +12,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from provscale.data.planted_actions import CLASSES, PlantedOptions, make_clips, write_files
-from provscale.data.ucf101 import SkeletonOptions
+from provscale.data.skeletons.planted_actions import CLASSES, PlantedOptions, make_clips, write_files
+from provscale.data.skeletons.ucf101 import SkeletonOptions
 from provscale.errors import UserError
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write(runs: list[Path], out: Path) -> None:
-    from provscale.report import write_report
+    from provscale.run.report import write_report
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,8 @@ from matplotlib.patches import Rectangle
 
 from provscale.command_line import parse
 from provscale.data import DATA_SETS
-from provscale.data.skeleton_items import COCO_KEYPOINTS, SkeletonViews
-from provscale.data.tubes import Tube
+from provscale.data.skeletons.items import COCO_KEYPOINTS, SkeletonViews
+from provscale.data.skeletons.tubes import Tube
 from provscale.errors import UserError
 from provscale.guidance import GuidedStep
 from provscale.models import build_model

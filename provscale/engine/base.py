@@ -29,7 +29,7 @@ from provscale.config import Config
 from provscale.errors import UserError
 from provscale.guidance import GuidedStep
 from provscale.sample import Sample
-from provscale.tracking import console
+from provscale.tracking.terminal import console
 
 
 @contextmanager

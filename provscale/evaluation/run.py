@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from provscale.data.base import DataSplits, LoadedItems, make_loader
 from provscale.data.plan import evaluation_batches
 from provscale.evaluation.base import Evaluator
-from provscale.pictures import Pictures, to_pictures
+from provscale.run.pictures import Pictures, to_pictures
 from provscale.synthesis import Synthesis
 
 if TYPE_CHECKING:

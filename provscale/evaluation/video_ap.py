@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from provscale.data.tracks import FrameDetections, box_iou, link_boxes
-from provscale.data.tubes import UCF101_24_CLASSES, GroundTruth, Tube
+from provscale.data.skeletons.tracks import FrameDetections, box_iou, link_boxes
+from provscale.data.skeletons.tubes import UCF101_24_CLASSES, GroundTruth, Tube
 from provscale.errors import UserError
 
 RANGE = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from provscale.data.base import DataSplits
-from provscale.data.skeleton_items import SkeletonViews
-from provscale.data.tracks import FrameDetections, skeleton_boxes
+from provscale.data.skeletons.items import SkeletonViews
+from provscale.data.skeletons.tracks import FrameDetections, skeleton_boxes
 from provscale.errors import UserError
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
 from provscale.evaluation.video_ap import build_tubes, frame_ap, video_ap

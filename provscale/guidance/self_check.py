@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.guidance.differentiability import not_twice_differentiable, refuse_first_order_operations
-from provscale.guidance.executors import network_guidance, run_network, twice_differentiable_attention
+from provscale.guidance.executors.base import network_guidance, run_network, twice_differentiable_attention
 from provscale.guidance.loss import classification_loss, gradient_of
 from provscale.guidance.step import GuidedStep
 from provscale.randomness import seed_everything
 from provscale.sample import Sample
+from provscale.second_derivatives.differentiability import not_twice_differentiable, refuse_first_order_operations
 
 if TYPE_CHECKING:
     from provscale.engine import Engine

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from provscale.errors import UserError
 from provscale.guidance.carrier import GradientCarrier
-from provscale.guidance.executors import EXECUTORS, StepSettings, run_network, twice_differentiable_attention
+from provscale.guidance.executors.base import EXECUTORS, StepSettings, run_network, twice_differentiable_attention
 from provscale.guidance.loss import REDUCTIONS, at_least_float32, gradient_of
 from provscale.guidance.sampled_term import SAMPLED_TERMS
 from provscale.models.instance_scores import logits_and_instance_scores

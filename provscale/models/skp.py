@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from provscale.errors import UserError
 from provscale.models.build import MODELS
-from provscale.models.masked_norm import MaskedBatchNorm1d
-from provscale.models.set_maximum import SetMaximum
+from provscale.second_derivatives.masked_norm import MaskedBatchNorm1d
+from provscale.second_derivatives.set_maximum import SetMaximum
 
 MISSING = ("auto", "packed", "masked")
 

@@ -1,0 +1,1 @@
+"""Skeleton sequences: clips, tracks, tubes, and the data sets made of them."""

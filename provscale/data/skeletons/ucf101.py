@@ -1,0 +1,141 @@
+"""Data set `ucf101_24`: skeletons of UCF101-24 with a class for each video, evaluated by its person tubes.
+
+    root/ucf101_2d.pkl      skeletons, format of MMAction2 and PYSKL
+    root/pyannot.pkl        person tubes of the 24 classes, with root/testlist01.txt; or UCF101v2-GT.pkl
+
+Own data in the same formats is read, too: name its classes in `data.options.classes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from provscale.config import DataConfig
+from provscale.data.base import DATA_SETS, DataSplits
+from provscale.data.skeletons.clips import SkeletonClip, read_skeletons
+from provscale.data.skeletons.items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, SkeletonViews
+from provscale.data.skeletons.tubes import UCF101_24_CLASSES, GroundTruth, read_pyannot, read_ucf101v2
+from provscale.errors import UserError
+
+SKELETON_SOURCE = "https://download.openmmlab.com/mmaction/v1.0/skeleton/data/ucf101_2d.pkl"
+TUBE_SOURCE = "https://github.com/gurkirt/corrected-UCF101-Annots"
+
+
+@dataclass
+class SkeletonOptions:
+    """What every skeleton data set lets choose in `data.options`; none of it is published, so all are our choices.
+
+    Attributes:
+        frames: F, frames of an item, spread over the clip.
+        persons: P, person slots; further persons are left out.
+        min_score: confidence above which a keypoint counts, in inputs and boxes.
+        box_margin: share of a skeleton's width and height added on each side to make it a person's box: keypoints end
+            at eyes and ankles.
+        flip: mirror half of the training clips.
+    """
+
+    frames: int = 32
+    persons: int = 10
+    min_score: float = 0.1
+    box_margin: float = 0.1
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises UserError when a value is out of range."""
+        allowed = {
+            "frames": (self.frames >= 1, "at least 1"),
+            "persons": (self.persons >= 1, "at least 1"),
+            "min_score": (0 <= self.min_score < 1, "in [0, 1)"),
+            "box_margin": (0 <= self.box_margin <= 1, "in [0, 1]"),
+        }
+        for name, (good, text) in allowed.items():
+            if not good:
+                raise UserError(f"data.options.{name}: is {getattr(self, name)}, must be {text}")
+
+
+SKELETON_OPTIONS = frozenset(entry.name for entry in fields(SkeletonOptions))
+
+
+def skeleton_splits(
+    clips: dict[str, SkeletonClip], truth: GroundTruth, classes: Sequence[str], options: SkeletonOptions
+) -> DataSplits:
+    """The splits of a skeleton data set: training and test videos of `truth` that have a clip.
+
+    A test video without a clip stays in the ground truth: its tubes count as missed.
+
+    Raises:
+        UserError: a split without a clip, or clips with different keypoints.
+    """
+    train, test = (
+        [clips[name] for name in names if name in clips] for names in (truth.train_videos, truth.test_videos)
+    )
+    for name, part in (("training", train), ("test", test)):
+        if not part:
+            raise UserError(
+                f"data.root: no skeletons of any {name} video; skeletons and tubes must name the same videos"
+            )
+    counts = {clip.keypoints.shape[2] for clip in (*train, *test)}
+    if len(counts) > 1:
+        raise UserError(f"data.root: clips have {sorted(counts)} keypoints; extract all with one pose estimator")
+    if options.flip and counts != {len(COCO_KEYPOINTS)}:
+        raise UserError(
+            f"data.options.flip: is true, but clips have {counts.pop()} keypoints and left and right are known for the "
+            f"{len(COCO_KEYPOINTS)} of COCO only; set it to false"
+        )
+    items = SkeletonItems(test, options.persons, options.min_score)
+    return DataSplits(
+        train=SkeletonItems(train, options.persons, options.min_score),
+        evaluation=SkeletonViews(items, options.frames, truth, options.box_margin),
+        num_classes=len(classes),
+        class_names=tuple(classes),
+        train_transform=SampleFrames(options.frames, random=True, mirrored=MIRRORED if options.flip else None),
+        evaluation_transform=SampleFrames(options.frames, random=False),
+        metrics=("video_ap", "group_accuracy"),
+        best="video_ap@0.5",
+    )
+
+
+@DATA_SETS.register("ucf101_24")
+def build(config: DataConfig, seed: int) -> DataSplits:
+    """Options: those of `SkeletonOptions`; `annotations`, `ground_truth`, `test_list` (file names in `data.root`); and
+    `classes` (class names, for data of one's own).
+
+    A ground-truth file with "v2" in its name is read as UCF101v2-GT.pkl, any other as pyannot.pkl.
+
+    Raises:
+        UserError: a file that is missing or that cannot be used, or an unknown option.
+    """
+    options = dict(config.options)
+    names = {
+        key: str(options.pop(key, default))
+        for key, default in (
+            ("annotations", "ucf101_2d.pkl"), ("ground_truth", "pyannot.pkl"), ("test_list", "testlist01.txt")
+        )
+    }  # fmt: skip
+    classes = tuple(options.pop("classes", UCF101_24_CLASSES))
+    unknown = sorted(set(options) - SKELETON_OPTIONS)
+    if unknown:
+        allowed = ", ".join(sorted({*SKELETON_OPTIONS, *names, "classes"}))
+        raise UserError(f"data.options: unknown option '{unknown[0]}' (one of: {allowed})")
+    skeleton_options = SkeletonOptions(**options)
+    if config.root is None:
+        raise UserError("data.root: is not set; ucf101_24 needs the folder of its skeletons and tubes")
+    root, second = Path(config.root), "v2" in names["ground_truth"].lower()
+    needed = {"annotations": SKELETON_SOURCE, "ground_truth": TUBE_SOURCE}
+    for key, source in needed.items() if second else {**needed, "test_list": TUBE_SOURCE}.items():
+        if not (root / names[key]).is_file():
+            raise UserError(
+                f"data.root: {root / names[key]} does not exist; download it from {source}, or name your file in "
+                f"data.options.{key}"
+            )
+    tubes = root / names["ground_truth"]
+    truth = (
+        read_ucf101v2(tubes, classes=classes)
+        if second
+        else read_pyannot(tubes, root / names["test_list"], classes=classes)
+    )
+    # All videos of UCF101 have one resolution, and coordinates are normalised by it.
+    found = read_skeletons(root / names["annotations"], truth.frame_counts, classes=classes)
+    return skeleton_splits(found.clips, truth, classes, skeleton_options)

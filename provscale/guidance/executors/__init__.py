@@ -1,0 +1,1 @@
+"""Executors: how the inside of a step runs."""

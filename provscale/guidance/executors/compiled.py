@@ -1,0 +1,164 @@
+"""The `compiled` executor: the whole step, both derivatives included, as one graph compiled by TorchInductor.
+
+`torch.compile` does not differentiate twice. So the step is traced first: `make_fx` runs it on tensors without data
+and writes down every operation of forward, input gradient and parameter gradient. What remains is a graph without
+autograd, which any first-order compiler accepts, and in which BatchNorm's double backward can be fused.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch._inductor.config as inductor_config
+from torch import Tensor, fx, nn
+from torch._dynamo import lookup_backend
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from provscale.errors import UserError
+from provscale.guidance.executors.base import EXECUTORS, StepLosses, StepSettings, losses_and_gradients
+from provscale.guidance.executors.recording import (
+    FlatResult,
+    announce,
+    from_arguments,
+    signature,
+    state_preserved,
+    step_arguments,
+)
+from provscale.sample import Sample
+
+Result = tuple[StepLosses, list[Tensor | None]]
+
+
+def fix_shapes(network: nn.Module, executor: str) -> None:
+    """Asks every module whose shapes may depend on the data, one with a method `fix_shapes`, to keep them fixed."""
+    for module in network.modules():
+        ask = getattr(module, "fix_shapes", None)
+        if ask is not None:
+            ask(executor)
+
+
+class StepModule(nn.Module):
+    """`losses_and_gradients` as a module, so that `functional_call` can put other tensors in the network's place."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings) -> Result:
+        return losses_and_gradients(self.network, parameters, sample, settings)
+
+
+class TracedStep:
+    """One signature's step as a graph over a flat list of tensors.
+
+    The graph takes the network's parameters, its buffers (which it updates in place, as BatchNorm does) and the
+    step's arguments, and returns the losses and the gradients there are. Random operations stay in the graph
+    and draw from the global generator on every run.
+    """
+
+    def __init__(
+        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
+    ) -> None:
+        self.parameters = dict(network.named_parameters())
+        self.buffers = dict(network.named_buffers())
+        self.settings = replace(settings, verify=True)
+        self.module = StepModule(network)
+        trained = {id(parameter) for parameter in parameters}
+        self.trained = [name for name, parameter in self.parameters.items() if id(parameter) in trained]
+        arguments = step_arguments(sample, settings)
+        self.names = list(arguments)
+        self.graph: fx.GraphModule = make_fx(self.flat_step, tracing_mode="fake", _allow_non_fake_inputs=True)(
+            *self.tensors(arguments)
+        )
+        self.graph.graph.eliminate_dead_code()
+        self.graph.recompile()
+
+    def tensors(self, arguments: dict[str, Tensor]) -> list[Tensor]:
+        """What the graph is called with; parameters and buffers are the network's own memory."""
+        owned = [tensor.detach() for tensor in (*self.parameters.values(), *self.buffers.values())]
+        return [*owned, *(arguments[name] for name in self.names)]
+
+    def flat_step(self, *tensors: Tensor) -> list[Tensor]:
+        remaining = iter(tensors)
+        state = {name: next(remaining) for name in (*self.parameters, *self.buffers)}
+        for name in self.trained:
+            state[name] = state[name].detach().requires_grad_()
+        sample, settings = from_arguments(dict(zip(self.names, remaining, strict=True)), self.settings)
+        swapped = {f"network.{name}": tensor for name, tensor in state.items()}
+        losses, gradients = functional_call(
+            self.module, swapped, ([state[name] for name in self.trained], sample, settings)
+        )
+        self.result, flat = FlatResult.flatten(losses, gradients)
+        return flat
+
+
+@EXECUTORS.register("compiled")
+class CompiledExecutor:
+    """Runs a compiled graph of the step, one for every signature; where that fails, the step runs eagerly.
+
+    Random numbers are drawn by PyTorch's own kernels (`fallback_random`), so dropout is that of the eager step.
+
+    Args:
+        backend: `inductor`, or another backend of `torch.compile` that compiles a graph of ATen operations.
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+        self.steps: dict[Hashable, tuple[TracedStep, Callable[..., Any]] | None] = {}
+        self.warned = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy (the self-check makes one) starts with nothing compiled: graphs hold the network they were made for.
+        return type(self), (self.backend,)
+
+    def __call__(
+        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
+    ) -> Result:
+        key = signature(network, parameters, sample, settings)
+        if key not in self.steps:
+            self.steps[key] = self.compile(network, parameters, sample, settings)
+        compiled = self.steps[key]
+        if compiled is None:
+            return losses_and_gradients(network, parameters, sample, settings)
+        traced, function = compiled
+        with torch.no_grad():
+            return traced.result.restore(function(*traced.tensors(step_arguments(sample, settings))))
+
+    def compile(
+        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
+    ) -> tuple[TracedStep, Callable[..., Any]] | None:
+        """Traces, compiles and tries one signature; None, after one warning, where that fails."""
+        started = time.perf_counter()
+        device = sample.inputs.device
+        fix_shapes(network, "compiled")
+        try:
+            traced = TracedStep(network, parameters, sample, settings)
+            tensors = traced.tensors(step_arguments(sample, settings))
+            with torch.no_grad(), inductor_config.patch(fallback_random=True):
+                function = lookup_backend(self.backend)(traced.graph, tensors)
+                with state_preserved(network, device):
+                    function(*tensors)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a compiler's failures have no common type
+            if not self.warned:
+                first = str(error).strip().partition("\n")[0] or "no reason given"
+                warnings.warn(
+                    f"guidance.executor: the step could not be compiled and runs eagerly ({type(error).__name__}: "
+                    f"{first[:300]})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                self.warned = True
+            return None
+        announce(
+            f"compiled the step for inputs {list(sample.inputs.shape)} in {time.perf_counter() - started:.1f} s "
+            f"({len(traced.graph.graph.nodes)} operations, {self.backend})"
+        )
+        return traced, function

@@ -1,0 +1,232 @@
+"""The run folder <run.dir>/<run.name>/: its lock, frozen config, logs, summary and report."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import yaml
+
+from provscale.config import Config
+from provscale.engine import Engine
+from provscale.errors import UserError
+from provscale.files import write_atomically
+from provscale.run.checkpoint_folder import Progress, newest_first
+from provscale.run.pictures import Pictures, gradient_image, mask_image
+from provscale.tracking.metrics_file import MetricsFile
+from provscale.tracking.wandb import WandbTracker
+
+# Keys that may change when a run is resumed: they do not change what is trained.
+FREE_ON_RESUME = (
+    "run.dir",
+    "run.tags",
+    "run.group",
+    "data.root",
+    "data.workers",
+    "evaluation.batch_size",
+    "train.self_check",
+)
+FREE_SECTIONS = ("tracking.", "checkpoint.")
+
+
+class RunFolder:
+    """Context manager of a run's folder; holds its lock. Every method is called by all processes."""
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self.engine, self.config = engine, config
+        self.path = config.folder
+        self.lock: TextIO | None = None
+        self.metrics: MetricsFile | None = None
+        self.wandb: WandbTracker | None = None
+
+    def __enter__(self) -> RunFolder:
+        """Raises UserError: another job holds the folder, it is of another config, or not shared between nodes."""
+        hashes = self.engine.gather(self.config.to_yaml())
+        if any(other != hashes[0] for other in hashes):
+            raise UserError("config: the processes were started with different configs; start all with the same one")
+        token = self.engine.on_main(self.claim)
+        seen = self.engine.gather((socket.gethostname(), self.reads_token(token)))
+        blind = sorted({host for host, sees in seen if not sees})
+        if blind:
+            raise UserError(
+                f"run.dir: {self.path} is not shared: {', '.join(blind)} cannot see what the main process wrote there; "
+                "put run.dir on a file system that all nodes mount"
+            )
+        return self
+
+    def claim(self) -> str:
+        """Creates and locks the folder, freezes the config. Runs on the main process."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / "lock").open("a+")
+            owner = self.take_lock()
+            frozen = self.path / "config.yaml"
+            used = frozen.exists() and bool(newest_first(self.path / "checkpoints"))
+            never = self.config.checkpoint.resume == "never"
+            if used and not never:
+                refuse_changes(read_frozen(frozen), self.config.to_dict(), self.path)
+            if not (used and never):  # else the checkpointer is about to refuse the folder
+                write_atomically(frozen, self.config.to_yaml())
+        except OSError as error:
+            self.release()
+            raise UserError(f"run.dir: {self.path} cannot be written ({error.strerror}); choose another") from None
+        except UserError:
+            self.release()
+            raise
+        return owner
+
+    def take_lock(self) -> str:
+        """Locks the folder for this process, and writes into the lock who that is."""
+        assert self.lock is not None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.seek(0)
+            other = self.lock.read().strip() or "another process"
+            raise UserError(
+                f"run.name: {self.path} is in use by {other}; choose another run.name or end that job"
+            ) from None
+        job = os.environ.get("SLURM_JOB_ID")
+        owner = f"{'job ' + job + ', ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
+        self.lock.seek(0)
+        self.lock.truncate()
+        self.lock.write(owner)
+        self.lock.flush()
+        return owner
+
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+    def reads_token(self, token: str) -> bool:
+        try:
+            return (self.path / "lock").read_text() == token
+        except OSError:
+            return False
+
+    def open_logs(self, step: int) -> None:
+        """Opens metrics.jsonl and W&B; rows after `step` are dropped, training will write them again."""
+        if self.engine.is_main:
+            self.metrics = MetricsFile(self.path / "metrics.jsonl", step)
+        self.wandb = WandbTracker(self.engine.accelerator, self.config, {"environment": environment()}, step)
+
+    def log_step(self, row: dict[str, Any], last: bool) -> None:
+        if row["step"] % self.config.tracking.log_every and not last:
+            return
+        self.write(row, "train")
+
+    def write(self, row: dict[str, Any], prefix: str) -> None:
+        if self.metrics is not None:
+            self.metrics.write(row)
+        if self.wandb is not None:
+            self.wandb.log(prefix, row, row["step"])
+
+    def sync(self) -> None:
+        """Puts what was logged so far on the disk; called before a checkpoint that counts on it."""
+        if self.metrics is not None:
+            self.metrics.sync()
+
+    def save_pictures(self, pictures: Pictures, step: int) -> None:
+        if not self.engine.is_main:
+            return
+        pictures.save(self.path / "pictures.npz")
+        if self.wandb is not None:
+            rows = [
+                np.concatenate([image, mask_image(mask), gradient_image(gradient)], axis=1)
+                for image, mask, gradient in zip(pictures.images, pictures.masks, pictures.gradients, strict=True)
+            ]
+            self.wandb.log_images("input | provenance | input gradient", rows, list(pictures.names), step)
+
+    def finish(self, progress: Progress, total_parameters: int) -> None:
+        """Writes summary.json and report.html."""
+        if not self.engine.is_main:
+            return
+        summary = {
+            "best_epoch": progress.best_epoch,
+            "best_metrics": progress.best_metrics,
+            "final_metrics": progress.last_metrics,
+            "steps": progress.step,
+            "wall_seconds": round(progress.seconds, 2),
+            "world_size": self.engine.world_size,
+            "engine": self.engine.name,
+            "parameters": total_parameters,
+            "environment": environment(),
+        }
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+        if self.wandb is not None:
+            self.wandb.summary({"best_epoch": progress.best_epoch, **progress.best_metrics})
+        # Imported here: matplotlib's figures are needed once, at the end.
+        from provscale.run.report import write_report
+
+        write_report(self.path / "report.html", [self.path])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.wandb is not None:
+            self.wandb.close(failed=kind is not None)
+        self.release()
+
+
+def read_frozen(path: Path) -> dict[str, Any]:
+    """The config a run was started with. Raises UserError when somebody has broken the file."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no longer the config this run was started with; restore it, or choose another "
+                        "run.name")  # fmt: skip
+    return content
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises UserError naming the first key that would make a resumed run another training."""
+    old, new = flatten(before), flatten(now)
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key) and key not in FREE_ON_RESUME and not key.startswith(FREE_SECTIONS):
+            raise UserError(
+                f"{key}: is {new.get(key)}, but {folder} was started with {old.get(key)}; restore it to resume, or "
+                "choose another run.name"
+            )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git revision, for summary.json and W&B."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "provscale")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "git_revision": revision.stdout.strip() or None,
+        "command": " ".join(sys.argv),
+    }

@@ -1,0 +1,1 @@
+"""Where numbers go: metrics.jsonl, Weights & Biases, the terminal."""

@@ -1,0 +1,282 @@
+"""All engines train the same network: real engines on two CPU processes, started by `accelerate launch`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from engine_runs import ENGINES, command, environment, finished, result, run, scratch
+from engine_worker import CASES
+from paths import ROOT
+from safetensors.torch import load_file
+
+from provscale.config import Config
+from provscale.engine.select import build_engine
+from provscale.engine.zero_settings import deepspeed_settings
+from provscale.errors import UserError
+from provscale.run.checkpoint_folder import damage, newest_first
+
+TOLERANCE = 1e-5
+SHARDED = ("zero1", "zero2", "zero3", "fsdp2")
+
+
+def trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without BatchNorm statistics: two processes average theirs, one process sees one chunk after the other."""
+    return {
+        name: value.double() for name, value in state.items() if "running" not in name and "num_batches" not in name
+    }
+
+
+def difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Largest relative difference of a loss, or of a parameter tensor by its norm."""
+    losses = [abs(a - b) / abs(b) for a, b in zip(found["losses"], expected["losses"], strict=True)]
+    return max(*losses, weight_difference(found["network"], expected["network"]))
+
+
+def weight_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    mine, theirs = trained(found), trained(expected)
+    return max(float((mine[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_losses_and_parameters_equal_one_process(engine: str) -> None:
+    """Three networks, hard and soft labels, SGD and AdamW, rates that change every step, with and without accumulation.
+
+    The reference is one process that accumulates over the same chunks.
+    """
+    found, expected = result(engine, "parity"), result("one", "parity")
+    worst = {case: difference(found[case], expected[case]) for case in CASES}
+    print(engine, {model: max(value for case, value in worst.items() if case[0] == model) for model, *_ in CASES})
+    assert max(worst.values()) < TOLERANCE, worst
+    for case in CASES:
+        assert found[case]["shapes"] == expected[case]["shapes"]
+        shapes = {name: list(value.shape) for name, value in found[case]["network"].items()}
+        assert shapes == found[case]["shapes"]
+
+
+@pytest.mark.parametrize("engine", SHARDED)
+def test_buffers_and_predictions_equal_ddp(engine: str) -> None:
+    found, expected = result(engine, "parity"), result("ddp", "parity")
+    for case in CASES:
+        for name, value in expected[case]["network"].items():
+            torch.testing.assert_close(found[case]["network"][name], value, rtol=TOLERANCE, atol=1e-6)
+    for name, value in expected["predicted"].items():
+        torch.testing.assert_close(found["predicted"][name], value, rtol=1e-4, atol=1e-6)
+    assert found["again"] == pytest.approx(expected["again"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("engine", ["one", *ENGINES])
+def test_self_check_leaves_no_trace(engine: str) -> None:
+    """The same bits as without it, also in the accumulation that follows."""
+    for accumulation, checked in result(engine, "checked").items():
+        plain = result(engine, "parity")["cnn", 2, accumulation]
+        assert checked["losses"] == plain["losses"]
+        assert all(torch.equal(checked["network"][name], value) for name, value in plain["network"].items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_split_batches_equal_whole_ones(engine: str) -> None:
+    """The reference is one process whose step takes its chunks as they are."""
+    for case, found in result(engine, "split").items():
+        assert difference(found, result("one", "parity")[case]) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_clipping_is_the_configs(engine: str) -> None:
+    """With clip_norm 1 all engines clip the whole gradient alike, and it matters: the norm is above 1."""
+    found, expected = result(engine, "clipped")[1.0], result("one", "clipped")[1.0]
+    assert difference(found, expected) < TOLERANCE
+    assert difference(found, result("one", "parity")["cnn", 1, 2]) > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_deepspeeds_default_clipping_would_be_noticed(engine: str) -> None:
+    assert difference(result(engine, "default_clipping")["clipped"], result("one", "parity")["cnn", 1, 1]) > 1e-3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_resume_in_the_middle_is_bit_identical(engine: str) -> None:
+    runs = finished(engine) / "runs"
+    assert result(engine, "trainer")["codes"] == [0, 0]
+    whole, half = (load_file(runs / name / "checkpoints" / "final.safetensors") for name in ("whole", "half"))
+    assert all(torch.equal(half[name], value) for name, value in whole.items())
+    rows = [(runs / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "half")]
+    losses = [
+        [(row["step"], row["loss"]) for row in map(json.loads, lines) if row["kind"] == "train"] for lines in rows
+    ]
+    assert losses[1] == losses[0][3:]
+    assert len(losses[0]) == 6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_runs_end_with_the_same_network(engine: str) -> None:
+    final, expected = (
+        load_file(finished(name) / "runs" / "whole" / "checkpoints" / "final.safetensors") for name in (engine, "one")
+    )
+    assert weight_difference(final, expected) < 1e-4
+    found, ddp = (json.loads((finished(name) / "runs/whole/summary.json").read_text()) for name in (engine, "ddp"))
+    assert found["final_metrics"] == pytest.approx(ddp["final_metrics"])
+    assert found["parameters"] == ddp["parameters"]
+    assert (found["engine"], found["world_size"]) == (engine, 2)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3", "fsdp2"])
+def test_a_checkpoint_becomes_one_weight_file(engine: str, tmp_path: Path) -> None:
+    """The last checkpoint, joined by one process, has the weights that training wrote at its end, to the bit."""
+    checkpoints = finished(engine) / "runs" / "whole" / "checkpoints"
+    out = tmp_path / "weights.safetensors"
+    words = [sys.executable, "tools/consolidate.py", str(newest_first(checkpoints)[0]), "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected, found = load_file(checkpoints / "final.safetensors"), load_file(out)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero3", "fsdp2"])
+def test_damage_to_any_processes_file_is_found(engine: str, tmp_path: Path) -> None:
+    saved = finished(engine) / "runs" / "whole" / "checkpoints" / "step-00000006"
+    pieces = [path for path in saved.iterdir() if re.search(r"zero-\d+-of-00002\.pt|__\d_0\.distcp", path.name)]
+    assert len(pieces) == 2
+    assert damage(saved) == ""
+    for piece in pieces:
+        copy = tmp_path / piece.stem
+        shutil.copytree(saved, copy)
+        content = bytearray(piece.read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / piece.name).write_bytes(content)
+        assert piece.name in damage(copy)
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_zero_refuses(engine: str) -> None:
+    messages = result(engine, "refusals")
+    assert "written by 3 processes, this run has 2" in messages["world size"]
+    assert "Adafactor cannot be used with ZeRO" in messages["optimizer"]
+    assert all("\n" not in message for message in messages.values())
+
+
+def test_fsdp2_resumes_on_another_number_of_processes() -> None:
+    """What two processes saved, one continues: the same weights, and the same next AdamW step."""
+    folder = finished("fsdp2")
+    run("fsdp2", folder, "load_state", launch=("--num_processes", "1"))
+    saved, loaded = result("fsdp2", "state"), torch.load(folder / "load_state.pt", weights_only=False)
+    assert all(torch.equal(loaded["network"][name], value) for name, value in saved["network"].items())
+    assert weight_difference(loaded["continued"], saved["continued"]) < TOLERANCE
+    assert weight_difference(saved["continued"], saved["network"]) > 1e-4
+
+
+@pytest.mark.slow
+def test_offloaded_optimizer_equals_one_process() -> None:
+    folder = scratch() / "offload"
+    folder.mkdir()
+    run("zero2_offload", folder, "parity", "checked")
+    found, expected = torch.load(folder / "parity.pt", weights_only=False), result("one", "parity")
+    assert max(difference(found[case], expected[case]) for case in CASES) < TOLERANCE
+
+
+def test_the_death_of_a_process_ends_the_job(tmp_path: Path) -> None:
+    """Killed, or by an exception: within 60 s, with what happened on standard error. Both jobs run at once."""
+    jobs = {}
+    for task in ("killed", "raises"):
+        (tmp_path / task).mkdir()
+        log = (tmp_path / task / "log").open("w")
+        jobs[task] = subprocess.Popen(
+            command("ddp", tmp_path / task, task), cwd=ROOT, env=environment(), stderr=log, stdout=log
+        )
+    for task, job in jobs.items():
+        log_file = tmp_path / task / "log"
+        deadline = time.monotonic() + 200
+        while "rank 1 trains" not in log_file.read_text():
+            assert time.monotonic() < deadline, log_file.read_text()[-3000:]
+            time.sleep(0.2)
+        assert job.wait(timeout=60) != 0
+        text = log_file.read_text()
+        if task == "killed":
+            assert "SIGKILL" in text
+        else:
+            assert "Traceback" in text
+            assert "RuntimeError: planted failure" in text
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+def settings(tmp_path: Path, content: dict[str, Any], **environment: str) -> dict[str, Any]:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2}, **content}))
+    config = Config()
+    config.data.batch_size, config.train.accumulation = 64, 2
+    return deepspeed_settings(config, 4, {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file), **environment})
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_clipping": "auto", "train_micro_batch_size_per_gpu": 8}])
+def test_deepspeed_settings_come_from_the_config(tmp_path: Path, given: dict[str, Any]) -> None:
+    found = settings(tmp_path, given)
+    assert found["gradient_clipping"] == 0.0
+    assert found["gradient_accumulation_steps"] == 2
+    assert found["train_micro_batch_size_per_gpu"] == 64 // 4 // 2
+    assert not found["bf16"]["enabled"]
+    # Accelerate would train with DeepSpeed's Adam in place of any offloaded optimizer.
+    assert found["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"gradient_clipping": 1.0}, ["gradient_clipping is 1.0", "optim.clip_norm makes it 0.0"]),
+        ({"gradient_accumulation_steps": 1}, ["gradient_accumulation_steps is 1", "train.accumulation makes it 2"]),
+        ({"train_micro_batch_size_per_gpu": 4}, ["train_micro_batch_size_per_gpu is 4", "makes it 8"]),
+        ({"bf16": {"enabled": True}}, ["bf16.enabled is True", "train.precision"]),
+        ({"communication_data_type": "bf16"}, ["communication_data_type is bf16"]),
+        ({"optimizer": {"type": "Adam"}}, ["'optimizer' is set", "optim.*"]),
+        ({"zero_optimization": {"stage": 0}}, ["zero_optimization.stage is 0"]),
+    ],
+)
+def test_a_second_source_is_refused(tmp_path: Path, given: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        settings(tmp_path, given)
+    for part in ["ds.json", *parts]:
+        assert part in str(error.value)
+
+
+def test_launch_yaml_is_a_second_source_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gradient_clipping is 1\.0"):
+        settings(tmp_path, {}, ACCELERATE_GRADIENT_CLIPPING="1.0")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision is fp16"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend is INDUCTOR"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version is 1, must be 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+    ],
+)
+def test_unsupported_launch_settings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name in ("ACCELERATE_TORCH_DEVICE", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "cpu")  # what build_engine sets is undone after the test
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        build_engine(Config())
+
+
+def test_launch_configs_name_existing_files() -> None:
+    for path in ROOT.glob("launch/**/*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        if content["distributed_type"] == "DEEPSPEED":
+            file = content["deepspeed_config"]["deepspeed_config_file"]
+            assert json.loads((ROOT / file).read_text())["zero_optimization"]["stage"] in (1, 2, 3)
+        assert content["num_machines"] > 1 or path.stem == "single" or content["main_process_port"] == 0

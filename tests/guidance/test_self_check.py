@@ -1,0 +1,252 @@
+"""The checks before training: a network without a second derivative and an engine that alters gradients are refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from networks import CLASSES, random_sample, small_cnn, small_vit
+from test_guided_step import OnceDifferentiable, plain_step
+from torch import Tensor, nn
+
+from provscale.config import Config
+from provscale.engine import Engine, check_supported
+from provscale.errors import UserError
+from provscale.guidance import GuidedStep
+from provscale.guidance.self_check import plain_gradients, relative_difference, self_check, unwrapped_copy
+from provscale.sample import Sample
+
+ALPHA = 0.5
+KEY = (0, -1, 0)
+
+
+class OneProcess:
+    """The least an engine must do for the check: no wrapping, gradients as `backward` leaves them."""
+
+    name = "one process"
+
+    def __init__(self, step: GuidedStep, alter: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
+        self.step, self.prepared, self.alter = step, step, alter
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:
+        return self.prepared(sample, outputs=outputs)
+
+    def check_gradient(self, sample: Sample, name: str) -> Tensor:
+        self.prepared(sample)["loss"].backward()
+        gradient = self.alter(self.step.network.get_parameter(name).grad.clone())
+        self.step.zero_grad()
+        return gradient
+
+
+def check(
+    network: nn.Module, alter: Callable[[Tensor], Tensor] = lambda gradient: gradient, alpha: float = ALPHA,
+    sample: Sample | None = None, precision: str = "no", split_batch: bool = False,
+) -> GuidedStep:  # fmt: skip
+    step = GuidedStep(network, alpha, precision=precision, split_batch=split_batch)
+    self_check(OneProcess(step, alter), step, unwrapped_copy(step), sample or random_sample(2), KEY)  # type: ignore[arg-type]
+    return step
+
+
+# ---- engines -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("alpha", [0.0, ALPHA])
+def test_a_right_engine_passes(alpha: float, precision: str) -> None:
+    check(small_cnn(), alpha=alpha, precision=precision)
+    check(small_vit(), alpha=alpha, precision=precision, sample=random_sample(2, 32))
+
+
+def test_dropout_draws_alike_in_both_runs() -> None:
+    check(nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.Dropout(0.5), nn.SiLU(), nn.Linear(32, CLASSES)))
+
+
+ALTERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clipped as DeepSpeed's default would": lambda g: g / max(float(g.norm()) / 1e-3, 1.0),
+    "divided by accumulation once too often": lambda g: g / 2,
+    "off by 0.1 %": lambda g: g * 1.001,
+    "zero": torch.zeros_like,
+    "NaN": lambda g: torch.full_like(g, float("nan")),
+    "infinite": lambda g: g / 0,
+    "one filter lost": lambda g: g.index_put((torch.tensor(0),), torch.zeros_like(g[0])),
+}
+
+
+@pytest.mark.parametrize("what", ALTERATIONS)
+def test_a_wrong_engine_is_refused(what: str) -> None:
+    with pytest.raises(UserError, match=r"self-check: .* gradient of '0\.weight' differs .* 'one process'") as caught:
+        check(small_cnn(), ALTERATIONS[what])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_input_gradient_is_refused() -> None:
+    step = GuidedStep(small_cnn(), ALPHA)
+    engine = OneProcess(step)
+    engine.predict = lambda sample, outputs: {"input_gradient": 2 * step(sample, outputs=outputs)["input_gradient"]}  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="input gradient differs from an unwrapped copy's by 1 relative"):
+        self_check(engine, step, unwrapped_copy(step), random_sample(2), KEY)  # type: ignore[arg-type]
+
+
+def test_another_process_refusal_reaches_this_one() -> None:
+    """Otherwise this one would wait for the other for ever."""
+    step = GuidedStep(small_cnn(), ALPHA)
+    engine = OneProcess(step)
+    engine.gather = lambda value: [value, "model: refused over there"]  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="refused over there"):
+        self_check(engine, step, unwrapped_copy(step), random_sample(2), KEY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_single_process_engine(accumulation: int, wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one, which divides each micro-batch's loss by the accumulation; and one that forgets to undo it."""
+    config = Config()
+    config.tracking.wandb, config.train.accumulation = "disabled", accumulation
+    step = GuidedStep(small_cnn(), ALPHA)
+    reference, engine = unwrapped_copy(step), Engine(config)
+    engine.prepare(step, torch.optim.SGD(step.parameters(), lr=0.1))
+    if wrong:
+        monkeypatch.setattr(engine.accelerator, "backward", lambda loss: (0.5 * loss).backward())
+        with pytest.raises(UserError, match="self-check"):
+            self_check(engine, step, reference, random_sample(2).to(engine.device), KEY)
+    else:
+        self_check(engine, step, reference.to(engine.device), random_sample(2).to(engine.device), KEY)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_check_leaves_no_trace(precision: str) -> None:
+    """Parameters, buffers (BatchNorm's statistics and its count) and gradients stay; the mode is training's."""
+    network = small_cnn()
+    before = copy.deepcopy(network.state_dict())
+    step = check(network, precision=precision)
+    for name, value in step.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in step.parameters())
+    assert step.training
+
+
+def test_relative_difference() -> None:
+    """3-4-5 triangle: || (0, 4) || / || (3, 4) || = 0.8."""
+    assert relative_difference(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])) == pytest.approx(0.8)
+    assert relative_difference(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert relative_difference(torch.ones(1), torch.zeros(1)) == 1.0
+    assert relative_difference(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------
+class NoDoubleBackward(torch.autograd.Function):
+    """A compiled operation's way: its backward raises when it is itself to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return Raises.apply(gradient)
+
+
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("does not support double backward\nand a second line")
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function = nn.Conv2d(3, 4, 3), function
+        self.last = nn.Sequential(nn.SiLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, CLASSES))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.function(self.first(inputs)))
+
+
+ONCE = {
+    "once_differentiable": (OnceDifferentiable, "SquareBackward"),
+    "raises": (lambda: Wrapped(NoDoubleBackward.apply), "does not support double backward"),
+}
+
+
+@pytest.mark.parametrize("kind", ONCE)
+def test_networks_without_second_derivative_are_refused(kind: str) -> None:
+    build, reason = ONCE[kind]
+    with pytest.raises(UserError, match=rf"model: the network cannot be differentiated twice .*{reason}") as caught:
+        check(build(), sample=random_sample(1))
+    assert "\n" not in str(caught.value)
+    assert "guidance.alpha 0" in str(caught.value)
+    with pytest.raises(UserError, match=reason):
+        plain_gradients(GuidedStep(build(), ALPHA), random_sample(1))
+
+
+@pytest.mark.parametrize("kind", ONCE)
+def test_they_pass_as_a_baseline(kind: str) -> None:
+    check(ONCE[kind][0](), alpha=0.0, sample=random_sample(1))
+
+
+@pytest.mark.parametrize("alpha", [0.0, ALPHA])
+@pytest.mark.parametrize("ignore", [lambda x: x.detach(), lambda x: torch.zeros_like(x)])
+def test_logits_that_ignore_the_inputs_are_refused(ignore: Callable[[Tensor], Tensor], alpha: float) -> None:
+    network = nn.Sequential(Wrapped(ignore))
+    with pytest.raises(UserError, match="model: the logits do not depend on the inputs") as caught:
+        check(network, alpha=alpha, sample=random_sample(1))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_forward_pass_is_no_matter_of_derivatives() -> None:
+    """Inputs of another size than the network's: PyTorch's own error, not a sentence about second derivatives."""
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        plain_gradients(GuidedStep(OnceDifferentiable(), ALPHA), random_sample(1, size=8))
+
+
+def test_plain_gradients_are_those_of_ordinary_backward() -> None:
+    network, plain, sample = small_cnn(), small_cnn(), random_sample(2)
+    plain_step(plain, sample, ALPHA)
+    _, found = plain_gradients(GuidedStep(network, ALPHA), sample)
+    assert list(found) == [name for name, _ in plain.named_parameters()]
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(found[name], parameter.grad)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class UnusedFirst(nn.Module):
+    """Its first parameters take no part, as in networks with an optional token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.network = nn.Parameter(torch.zeros(3)), small_cnn()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+
+def test_the_check_takes_the_first_parameter_that_takes_part() -> None:
+    check(UnusedFirst())
+    with pytest.raises(UserError, match=r"gradient of 'network\.0\.weight'"):
+        check(UnusedFirst(), lambda gradient: gradient / 2)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    network = small_cnn().requires_grad_(False)
+    with pytest.raises(UserError, match="no trainable parameter"):
+        plain_gradients(GuidedStep(network, ALPHA), random_sample(2))
+
+
+def test_synchronised_batch_norm() -> None:
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(small_cnn())
+    check_supported(network, world_size=1)
+    with pytest.raises(UserError, match=r"layer '1' is a SyncBatchNorm.*GroupNorm") as caught:
+        check_supported(network, world_size=2)
+    assert "\n" not in str(caught.value)
+    check_supported(small_cnn(), world_size=2)

@@ -1,0 +1,62 @@
+"""Starts `engine_worker.py` under an engine, once a test session, for the tests that read what it left."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from paths import ROOT
+
+ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+TASKS = ["parity", "checked", "split", "clipped", "refusals", "measure", "state", "trainer"]
+
+
+@functools.cache
+def scratch() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="engines-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def command(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()) -> list[str]:
+    """As a user would start it; `one` is a single process without a launcher."""
+    worker = [str(ROOT / "tests" / "engine_worker.py"), str(folder), *tasks]
+    if engine == "one":
+        return [sys.executable, *worker]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/cpu/{engine}.yaml"]
+    return [*launcher, *launch, *worker]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()) -> None:
+    done = subprocess.run(
+        command(engine, folder, *tasks, launch=launch), cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@functools.cache
+def finished(engine: str) -> Path:
+    """The folder of an engine's results; `one` is the reference process."""
+    folder = scratch() / engine
+    folder.mkdir()
+    tasks = ["parity", "checked", "clipped", "trainer"] if engine == "one" else list(TASKS)
+    run(engine, folder, *tasks, *(["default_clipping"] if engine.startswith("zero") else []))
+    return folder
+
+
+@functools.cache
+def result(engine: str, task: str) -> Any:
+    return torch.load(finished(engine) / f"{task}.pt", weights_only=False)

@@ -1,0 +1,1 @@
+"""What measures provscale itself: speed, memory, arithmetic, loading, scaling."""

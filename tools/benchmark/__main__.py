@@ -1,0 +1,302 @@
+"""Times guided steps against plain ones, in one run, and writes tables, JSON and picture.
+
+    python -m tools.benchmark --quick                      minutes on a CPU: small images, eager
+    python -m tools.benchmark                              on a CUDA device: Table 8's sizes, every executor
+    python -m tools.benchmark --quick --doc docs/performance.md
+    python -m tools.benchmark --quick --parts engines --backbones resnet50 deit      small images under every engine
+    python -m tools.benchmark --quick --parts memory roofline                        the parts that are not timed steps
+
+The part `step` times per backbone and kind of label, in turns, so that a slow moment of the machine hits all alike:
+
+    guided        a step with guidance under an executor
+    plain         the same step without guidance under the same executor
+    plain eager   forward, cross-entropy, loss.backward(): what one would train without this package
+    by hand       the loop one would write: forward, autograd.grad(create_graph=True), loss.backward()
+
+each up to the gradients. `engines` times whole optimizer steps under each engine, in processes of its own (two on a
+CPU, one for every CUDA device), with "plain eager" and "by hand" as losses inside the same wrapped module; an arm whose
+first step changes the weights otherwise than the guided eager step's is not timed but named. `memory` measures peaks
+and the largest batch that fits. `roofline` counts operations and bytes and compares with what the machine can do.
+
+On a CPU the clock is CPU time, of all processes together, on one thread each, which other programs disturb little; on
+CUDA it is wall time between synchronisations. A first round warms up (and compiles) and is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from provscale.errors import UserError, reported
+from provscale.files import update_document, write_atomically
+from provscale.guidance import PRECISIONS, GuidedStep
+from provscale.guidance.executors.base import EXECUTORS
+from provscale.sample import Sample
+from tools.benchmark.cases import (
+    ALPHA,
+    FLOOR,
+    FULL,
+    LOSSES,
+    QUICK,
+    Case,
+    build,
+    make_sample,
+    make_step,
+    possible,
+    sized,
+)
+from tools.benchmark.engines import ENGINES, OUT_OF_MEMORY, EngineProcesses, run_case
+from tools.benchmark.memory import MIB, memory_rows, memory_table
+from tools.benchmark.roofline import draw_roofline, measure_machine, roofline_points, roofline_table
+from tools.benchmark.tables import Row, Timing, draw, markdown, show, times_table
+
+ROOT = Path(__file__).parents[2]
+EVERY_EXECUTOR = ["eager", "compiled", "cuda_graph", "cuda_graph_compiled"]
+PARTS = ("step", "engines", "memory", "roofline")
+QUICK_ENGINES = [(Case("resnet18", 4, 48), "soft", "no")]
+"""What the engines run with --quick, where no backbones are named."""
+CPU_BUDGET = 512.0
+"""MiB of memory for which the part `memory` looks for the largest batch on a CPU."""
+
+
+def step_arm(step: GuidedStep, sample: Sample, alpha: float) -> Callable[[], None]:
+    """One training step up to the gradients, as the trainer runs it."""
+
+    def run() -> None:
+        step.alpha = alpha
+        step(sample)["loss"].backward()
+        step.zero_grad(set_to_none=True)
+
+    return run
+
+
+def loss_arm(name: str, network: nn.Module, sample: Sample, dtype: torch.dtype | None) -> Callable[[], None]:
+    """The same with one of `LOSSES`, and nothing of this package around it."""
+
+    def run() -> None:
+        LOSSES[name](network, sample, dtype).backward()
+        network.zero_grad(set_to_none=True)
+
+    return run
+
+
+def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, Timing | str]:
+    """Runs all arms in turns, `rounds` times after one uncounted round."""
+    on_cuda = device.type == "cuda"
+    clock = time.perf_counter if on_cuda else time.process_time
+    seconds: dict[str, list[float] | str] = {name: [] for name in arms}
+    for number in range(rounds + 1):
+        for name, run in arms.items():
+            values = seconds[name]
+            if isinstance(values, str):
+                continue
+            if on_cuda:
+                torch.cuda.synchronize(device)
+            started = clock()
+            try:
+                run()
+            except torch.cuda.OutOfMemoryError:
+                seconds[name] = OUT_OF_MEMORY
+                torch.cuda.empty_cache()
+                continue
+            if on_cuda:
+                torch.cuda.synchronize(device)
+            if number:
+                values.append(clock() - started)
+    return {name: values if isinstance(values, str) else summarise(values) for name, values in seconds.items()}
+
+
+def summarise(seconds: Sequence[float]) -> Timing:
+    """Median and quartiles (minimum and maximum for fewer than four rounds), in milliseconds."""
+    values = [1e3 * value for value in seconds]
+    if len(values) < 4:
+        return Timing(statistics.median(values), min(values), max(values))
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(middle, low, high)
+
+
+def make_row(
+    case: Case, label: str, executor: str, precision: str, times: dict[str, Timing | str], engine: str = ""
+) -> Row:
+    """The times of one executor's arms, under the names that all executors share."""
+    mine = {name.partition(",")[0]: value for name, value in times.items()}
+    return Row(case.backbone, case.shape, label, engine, executor, precision, FLOOR[label], mine)
+
+
+def step_row(case: Case, label: str, executor: str, precision: str, rounds: int, device: torch.device) -> Row:
+    """The bare step under one executor; with it goes the memory of its recordings."""
+    torch.manual_seed(0)
+    network = build(case).to(device).train()
+    sample = make_sample(case, label, device)
+    arms = {name: loss_arm(name, network, sample, PRECISIONS[precision]) for name in LOSSES}
+    step = make_step(network, label, precision, executor)
+    arms[f"plain, {executor}"] = step_arm(step, sample, 0.0)
+    arms[f"guided, {executor}"] = step_arm(step, sample, ALPHA)
+    return make_row(case, label, executor, precision, measure(arms, rounds, device))
+
+
+def engine_rows(
+    engines: Sequence[str], work: Sequence[tuple[Case, str, str]], executors: Sequence[str], rounds: int, on_cuda: bool
+) -> list[Row]:
+    """Whole steps under every engine; an item of work is a network, a kind of label and a precision."""
+    rows: list[Row] = []
+    for case, label, precision in work:
+        # New processes for each: DeepSpeed does not give back all of an engine's memory.
+        with ExitStack() as stack:
+            processes = [stack.enter_context(EngineProcesses(name, on_cuda)) for name in engines]
+            for engine in processes:
+                engine.connect()
+            for executor in executors:
+                progress(f"engines: {case.backbone}, {label}, {precision}, {executor}")
+                results = run_case(processes, case, label, executor, precision, rounds)
+                for engine in processes:
+                    times: dict[str, Timing | str] = {
+                        arm: found if isinstance(found, str) else summarise(found)
+                        for arm, found in results[engine.name].items()
+                    }
+                    name = f"{engine.name}, {engine.size} process{'es' if engine.size > 1 else ''}"
+                    rows.append(make_row(case, label, executor, precision, times, name))
+    return rows
+
+
+def progress(text: str) -> None:
+    print(f"[benchmark] {text}", file=sys.stderr, flush=True)
+
+
+def hardware(device: torch.device, rounds: int) -> dict[str, Any]:
+    """What the numbers depend on."""
+    on_cuda = device.type == "cuda"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU {cpu_name()}",
+        "threads": torch.get_num_threads(),
+        "clock": "wall time between synchronisations" if on_cuda else "CPU time of all processes",
+        "rounds": rounds,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_cuda else None,
+        "timm": timm.__version__,
+        "torchvision": torchvision.__version__,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if on_cuda else None,
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def chosen(cases: Sequence[Case], words: Sequence[str] | None) -> list[Case]:
+    """The cases whose backbone contains one of the words."""
+    found = [case for case in cases if words is None or any(word in case.backbone for word in words)]
+    if not found:
+        raise UserError(f"--backbones: {words} fits none of: {', '.join(case.backbone for case in cases)}")
+    return found
+
+
+def run(options: argparse.Namespace) -> None:
+    device = torch.device(options.device)
+    on_cuda = device.type == "cuda"
+    executors = options.executors or (EVERY_EXECUTOR if on_cuda else ["eager"])
+    for name in executors:
+        EXECUTORS[name]()  # an unknown or impossible one is refused before anything is measured
+    if not on_cuda:
+        torch.set_num_threads(1)
+    cases = chosen(QUICK if options.quick else FULL, options.backbones)
+    cases = [replace(case, channels_last=options.channels_last) for case in cases]
+    work = [
+        (sized(case, label), label, kind) for case in cases for label in options.labels for kind in options.precision
+    ]
+    whole = [item for item in work if item[1] in ("hard", "soft")]
+    rounds = options.rounds or (3 if options.quick else 20)
+    # Runs beside the usual ones get files and tables of their own.
+    beside = [*(options.executors or []), *(["channels-last"] if options.channels_last else [])]
+    suffix = "".join(f"-{word}" for word in beside)
+    name = f"{'quick-' if options.quick else ''}{device.type}{suffix}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    about = hardware(device, rounds)
+    if "step" in options.parts:
+        rows = []
+        for case, label, precision in work:
+            for executor in (name for name in executors if possible(case, label, name)):
+                progress(f"{case.backbone}, {label}, {precision}, {executor}")
+                rows.append(step_row(case, label, executor, precision, rounds, device))
+        draw(rows, options.out / f"{name}.svg")
+        keep(options, name, f"measured{suffix}", about, rows, times_table(rows))
+    if "engines" in options.parts:
+        short = options.quick and options.backbones is None
+        rows = engine_rows(options.engines, QUICK_ENGINES if short else whole, executors, rounds, on_cuda)
+        keep(options, f"engines-{name}", f"engines{suffix}", about, rows, times_table(rows))
+    if "memory" in options.parts:
+        whole_device = torch.cuda.get_device_properties(device).total_memory / MIB if on_cuda else CPU_BUDGET
+        budget = options.budget or whole_device
+        found = [row for item in whole for row in memory_rows(item[0], item[1], executors, item[2], device, budget)]
+        keep(options, f"memory-{name}", f"memory{suffix}", about, found, memory_table(found))
+    if "roofline" in options.parts:
+        machine = measure_machine(device, options.precision)
+        points = [point for item in whole for point in roofline_points(*item, rounds, device)]
+        draw_roofline(points, machine, options.out / f"roofline-{name}.svg")
+        keep(
+            options,
+            f"roofline-{name}",
+            f"roofline{suffix}",
+            {**about, "machine": machine},
+            points,
+            roofline_table(points, machine),
+        )
+
+
+def keep(
+    options: argparse.Namespace,
+    name: str,
+    marker: str,
+    about: dict[str, Any],
+    rows: Sequence[Any],
+    table: list[list[str]],
+) -> None:
+    """A part's table on the terminal and in the document, its rows as JSON in the output folder."""
+    show(table)
+    path = options.out / f"{name}.json"
+    write_atomically(path, json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if options.doc is not None:
+        update_document(options.doc, markdown(table, about), marker)
+    print(f"written: {path}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small images and few rounds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--executors", nargs="+", help="default: eager on a CPU, all on CUDA")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["step", "engines"], help="default: step engines")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="default: all")
+    parser.add_argument("--precision", nargs="+", default=["no"], choices=["no", "bf16"])
+    parser.add_argument("--labels", nargs="+", default=list(FLOOR), choices=list(FLOOR))
+    parser.add_argument("--backbones", nargs="+", help="words that a backbone's name must contain one of")
+    parser.add_argument("--channels-last", action="store_true", help="weights of convolutions with channels last")
+    parser.add_argument("--rounds", type=int, help="counted rounds (default: 3 quick, else 20)")
+    parser.add_argument("--budget", type=float, help="MiB for the largest batch (default: the GPU's; 512 on a CPU)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of JSON and picture")
+    parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced")
+    options = parser.parse_args(arguments)
+    return reported(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
