@@ -17,7 +17,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each scenario of agreement_worker.py came to on rank 0 and rank 1."""
     folder = tmp_path_factory.mktemp("agreement")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu/ddp.yaml",
-               str(ROOT / "tests" / "agreement_worker.py"), str(folder)]  # fmt: skip
+               str(ROOT / "tests" / "helpers" / "agreement_worker.py"), str(folder)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

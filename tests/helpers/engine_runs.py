@@ -28,7 +28,7 @@ def scratch() -> Path:
 
 def command(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()) -> list[str]:
     """As a user would start it; `one` is a single process without a launcher."""
-    worker = [str(ROOT / "tests" / "engine_worker.py"), str(folder), *tasks]
+    worker = [str(ROOT / "tests" / "helpers" / "engine_worker.py"), str(folder), *tasks]
     if engine == "one":
         return [sys.executable, *worker]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/cpu/{engine}.yaml"]

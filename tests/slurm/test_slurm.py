@@ -140,7 +140,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("SLURM is not installed, and there is no apt-get to install it")
     # Not pytest's folder: munged runs as another user, who must be able to enter it.
     folder = Path(tempfile.mkdtemp(prefix="provscale-slurm-"))
-    script = str(ROOT / "tests" / "slurm_cluster.sh")
+    script = str(ROOT / "tests" / "helpers" / "slurm_cluster.sh")
     started = subprocess.run([script, "start", str(folder)], capture_output=True, text=True, check=False)
     try:
         if started.returncode and not shutil.which("slurmctld"):
