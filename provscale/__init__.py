@@ -13,19 +13,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from provscale.guidance import GuidedStep, classification_loss, guidance_loss
+    from provscale.guidance.loss import classification_loss, guidance_loss
+    from provscale.guidance.options import GuidanceOptions
+    from provscale.guidance.step import GuidedStep
     from provscale.sample import Sample
     from provscale.synthesis import CutMix, ResizeMix
 
-__all__ = ["CutMix", "GuidedStep", "ResizeMix", "Sample", "classification_loss", "guidance_loss"]
+__all__ = ["CutMix", "GuidanceOptions", "GuidedStep", "ResizeMix", "Sample", "classification_loss", "guidance_loss"]
 
 _HOME = {
     "CutMix": "provscale.synthesis",
-    "GuidedStep": "provscale.guidance",
+    "GuidanceOptions": "provscale.guidance.options",
+    "GuidedStep": "provscale.guidance.step",
     "ResizeMix": "provscale.synthesis",
     "Sample": "provscale.sample",
-    "classification_loss": "provscale.guidance",
-    "guidance_loss": "provscale.guidance",
+    "classification_loss": "provscale.guidance.loss",
+    "guidance_loss": "provscale.guidance.loss",
 }
 
 

@@ -105,6 +105,8 @@ def parse(arguments: list[str]) -> Config:
         if error.code in (0, None):
             raise
         raise UserError("command line: could not be read; see --help") from error
+    except UserError:
+        raise
     except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError and NSKeyError alike
         raise UserError(explain(str(error))) from None
     config = to_config(namespace)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from provscale.errors import UserError
+from provscale.guidance.options import GuidanceOptions
 
 
 @dataclass
@@ -86,31 +87,6 @@ class SynthesisConfig:
     probability: float = 1.0
     added: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class GuidanceConfig:
-    """Eq. 1: L = L_cls + alpha * L_PG.
-
-    Args:
-        alpha: weight of the guidance loss; 0 is the baseline arm.
-        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers.
-        mask: provenance (the method), random (ablation: the mask moved to a random place) or none (ablation).
-        reduction: sum or mean of the squared gradient over one sample's elements.
-        every: guide every k-th optimizer step only, with k times alpha.
-        sampled_term: soft labels: none computes both terms; sample or batch draws one (for each sample, or one for the
-            whole batch), half the guidance's cost, the same expectation.
-        split_batch: differentiate only a batch's synthetic samples twice, real ones once: the same numbers, cheaper
-            where most samples are real; for executor eager and networks without BatchNorm.
-    """
-
-    alpha: float = 0.0
-    executor: str = "eager"
-    mask: Literal["provenance", "random", "none"] = "provenance"
-    reduction: Literal["sum", "mean"] = "sum"
-    every: int = 1
-    sampled_term: Literal["none", "sample", "batch"] = "none"
-    split_batch: bool = False
 
 
 @dataclass
@@ -217,7 +193,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -246,7 +222,6 @@ def validate(config: Config) -> None:
         "evaluation.batch_size": config.evaluation.batch_size,
         "tracking.log_every": config.tracking.log_every,
         "checkpoint.keep": config.checkpoint.keep,
-        "guidance.every": config.guidance.every,
     }
     if config.train.max_steps is not None:
         positive["train.max_steps"] = config.train.max_steps
@@ -255,7 +230,6 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}: is {value}, must be at least 1")
     not_negative = {
         "data.workers": config.data.workers,
-        "guidance.alpha": config.guidance.alpha,
         "optim.lr": config.optim.lr,
         "optim.weight_decay": config.optim.weight_decay,
         "checkpoint.every_steps": config.checkpoint.every_steps,
@@ -280,16 +254,6 @@ def validate(config: Config) -> None:
         raise UserError(
             f"guidance.alpha: is {config.guidance.alpha} while synthesis.name is none, so nothing has provenance; "
             "choose a synthesis, or set guidance.alpha to 0"
-        )
-    if config.guidance.sampled_term != "none" and config.guidance.mask == "none":
-        raise UserError(
-            f"guidance.sampled_term: is {config.guidance.sampled_term} while guidance.mask is none, where the two "
-            "terms overlap; set one of them to its default"
-        )
-    if config.guidance.split_batch and config.guidance.executor != "eager":
-        raise UserError(
-            f"guidance.split_batch: is true while guidance.executor is {config.guidance.executor}, which would record "
-            "every number of synthetic samples anew; set it to false, or use guidance.executor eager"
         )
     if config.train.checkpoint_activations and config.guidance.executor != "eager":
         raise UserError(

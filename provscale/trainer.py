@@ -11,10 +11,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from provscale.config import Config
 from provscale.data import DATA_SETS
@@ -25,10 +27,10 @@ from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
 from provscale.evaluation.run import evaluate, look
-from provscale.guidance import GuidedStep
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.split_batch import refuse_batch_statistics
+from provscale.guidance.step import GuidedStep
 from provscale.models import build_model
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
@@ -95,15 +97,7 @@ class Trainer:
         if config.optim.class_weights == "inverse_frequency":
             weights = class_weights(self.train_items.source, self.splits.num_classes)
         self.step = GuidedStep(
-            built.network,
-            config.guidance.alpha,
-            reduction=config.guidance.reduction,
-            mask=config.guidance.mask,
-            precision=config.train.precision,
-            class_weights=weights,
-            executor=config.guidance.executor,
-            sampled_term=config.guidance.sampled_term,
-            split_batch=config.guidance.split_batch,
+            built.network, precision=config.train.precision, class_weights=weights, **asdict(config.guidance)
         )
         if config.guidance.split_batch:
             built.network.train()
@@ -194,22 +188,22 @@ class Trainer:
         config, engine, step = self.config, self.engine, self.progress.step
         rate = learning_rate(config.optim, step, self.total_steps)
         set_learning_rate(engine.optimizer, rate)
-        self.step.alpha = alpha_at(step, config.guidance.alpha, config.guidance.every)
-        mean = torch.zeros(4, dtype=torch.float64, device=engine.device)
+        alpha = alpha_at(step, config.guidance.alpha, config.guidance.every)
+        mean: dict[str, Tensor] = {}
         micro_batches = [micro for micro, _ in group]
         samples = sum(micro.size for micro in micro_batches) * engine.world_size
         for number, (micro, loaded) in enumerate(group):
             sample = self.synthesise(loaded.to(engine.device), micro, epoch)
             seed_everything(config.seed, "step", step, number * engine.world_size + engine.rank)
             with engine.accumulate():
-                losses = engine.losses(sample)
+                losses = engine.losses(sample, alpha)
                 engine.backward(losses["loss"])
-                parts = torch.stack([losses["loss"].detach(), losses["loss_cls"], losses["loss_guidance"]])
-                mean[:3] += parts.double() / len(group)
+                for name, value in losses.items():
+                    mean[name] = mean.get(name, 0.0) + value.detach().double() / len(group)
                 if micro.last:
-                    mean[3] = float(self.stop_request.asked)
-                    agreed = Readout(engine.mean(mean))
-                    report = StepReport(step, epoch, rate, micro_batches, mean, agreed, samples)
+                    mine = torch.stack([*mean.values(), torch.full_like(mean["loss"], self.stop_request.asked)])
+                    agreed = Readout(engine.mean(mine))
+                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, agreed, samples)
                     self.reports.append(report)
                     self.read_reports(self.unread)
                 engine.update()
@@ -226,14 +220,14 @@ class Trainer:
         Raises UserError on every process when a loss is not finite.
         """
         for report in list(self.reports)[: len(self.reports) - unread]:
-            if not report.values:
-                report.values = report.agreed.read()
+            if not report.losses:
+                stops = report.read()
                 report.refuse_unless_finite(self.engine, self.train_items.source, self.checkpointer.last)
-                self.stopping = self.stopping or report.values[3] > 0
+                self.stopping = self.stopping or stops
 
     def log_reports(self) -> None:
         """Writes the rows of the steps that have been read."""
-        while self.reports and self.reports[0].values:
+        while self.reports and self.reports[0].losses:
             report = self.reports.popleft()
             row = report.row()
             self.folder.log_step(row, last=report.step + 1 == self.total_steps)

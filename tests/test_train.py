@@ -27,7 +27,7 @@ from provscale.data.transforms import ItemTransform
 from provscale.engine import Engine
 from provscale.evaluation import build_evaluators
 from provscale.evaluation.run import evaluate
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 from provscale.models import build_model
 from provscale.optim import build_optimizer
 from provscale.sample import Sample

@@ -27,9 +27,9 @@ from provscale.data import DATA_SETS
 from provscale.data.skeletons.items import COCO_KEYPOINTS, SkeletonViews
 from provscale.data.skeletons.tubes import Tube
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
 from provscale.models import build_model
 from provscale.models.build import read_weights
+from provscale.predictions import predict
 from provscale.sample import Sample
 
 LIMBS = tuple(
@@ -72,9 +72,8 @@ class Scene:
             raise UserError(f"--weights: {run / weights} does not fit the run's model.name {config.model.name}")
         network.load_state_dict(found_weights)
         item = views[index]
-        step = GuidedStep(network, alpha=0.0).eval()
         wanted = frozenset({"instance_scores", "input_gradient"})
-        found = step.predict(Sample.real(item.inputs[None], torch.tensor([item.target])), wanted)
+        found = predict(network.eval(), Sample.real(item.inputs[None], torch.tensor([item.target])), wanted, None)
         self.scores = found["instance_scores"][0].softmax(dim=2)[..., item.target].numpy()
         self.gradients = found["input_gradient"][0].unflatten(2, (-1, 3)).norm(dim=3).numpy()
         self.points = item.inputs.unflatten(2, (-1, 3)).numpy().copy()

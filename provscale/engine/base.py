@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from provscale.config import Config
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 from provscale.tracking.terminal import console
 
@@ -100,10 +100,10 @@ class Engine:
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
             self.prepared, self.optimizer = self.accelerator.prepare(step, optimizer)
 
-    def losses(self, sample: Sample) -> dict[str, Tensor]:
+    def losses(self, sample: Sample, alpha: float | None = None) -> dict[str, Tensor]:
         """One training forward pass; see `GuidedStep.forward`."""
         anchor = torch.zeros((), device=self.device, requires_grad=True)
-        return self.prepared(sample, anchor)
+        return self.prepared(sample, anchor, alpha=alpha)
 
     def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:
         """A forward pass for evaluation; all processes must take part."""
@@ -125,7 +125,7 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def check_gradient(self, sample: Sample, name: str) -> Tensor:
+    def gradient_of(self, sample: Sample, name: str) -> Tensor:
         """The gradient, averaged over processes, that the optimizer would get for one parameter of the network."""
         self.accelerator.backward(self.losses(sample)["loss"])
         gradient = self.network.get_parameter(name).grad

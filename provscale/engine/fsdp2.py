@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 from provscale.config import Config
 from provscale.engine.base import Engine, environment_without
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 
@@ -93,7 +93,7 @@ class FSDP2Engine(Engine):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def check_gradient(self, sample: Sample, name: str) -> Tensor:
+    def gradient_of(self, sample: Sample, name: str) -> Tensor:
         self.losses(sample)["loss"].backward()
         gradient = self.network.get_parameter(name).grad
         assert isinstance(gradient, DTensor)

@@ -24,7 +24,7 @@ from provscale.config import Config
 from provscale.engine.base import Engine, environment_without
 from provscale.engine.zero_settings import FILE_VARIABLE, LAUNCH_VARIABLES, deepspeed_settings
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 # ZeRO updates flat pieces of all parameters, which only element-wise optimizers allow.
@@ -90,9 +90,9 @@ class DeepSpeedEngine(Engine):
             set_z3_leaf_modules(self.tuple_step, [TupleStep])
         self.prepared, self.optimizer = self.accelerator.prepare(self.tuple_step, optimizer)
 
-    def losses(self, sample: Sample) -> dict[str, Tensor]:
+    def losses(self, sample: Sample, alpha: float | None = None) -> dict[str, Tensor]:
         anchor = torch.zeros((), device=self.device, requires_grad=True)
-        values = self.prepared(sample, anchor)
+        values = self.prepared(sample, anchor, alpha=alpha)
         return dict(zip(self.tuple_step.names, values, strict=True))
 
     def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class DeepSpeedEngine(Engine):
     def update(self) -> None:
         self.prepared.step()
 
-    def check_gradient(self, sample: Sample, name: str) -> Tensor:
+    def gradient_of(self, sample: Sample, name: str) -> Tensor:
         self.prepared.set_gradient_accumulation_boundary(True)
         self.prepared.backward(self.losses(sample)["loss"], scale_wrt_gas=False)
         gradient = safe_get_full_grad(self.network.get_parameter(name)).detach().clone()

@@ -12,9 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from provscale.errors import UserError
+from provscale.guidance.measures import MEASURES
+from provscale.guidance.options import GuidanceOptions
+from provscale.guidance.sampled_term import draw_first, one_term
+from provscale.guidance.scores import SCORES
 from provscale.sample import Sample
 
-REDUCTIONS = ("sum", "mean")
+PAPER = GuidanceOptions()
+"""Eq. 1 as the paper has it."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -64,15 +69,16 @@ def gradient_of(score: Tensor, inputs: Tensor, create_graph: bool) -> Tensor:
     return at_least_float32(gradient)
 
 
-def input_gradients(logits: Tensor, inputs: Tensor, sample: Sample) -> list[Tensor]:
+def input_gradients(logits: Tensor, inputs: Tensor, sample: Sample, score: str = "logit") -> list[Tensor]:
     """grad f_k with respect to the inputs, for every target column k, differentiable once more.
 
-    The gradient is that of the synthetic samples' summed logits: one backward pass gives every sample's gradient.
+    The gradient is that of the synthetic samples' summed scores: one backward pass gives every sample's gradient.
     Where samples interact (train-mode BatchNorm) it contains those cross terms, as in every double backpropagation.
 
     Args:
         logits: [B, K], computed from `inputs`.
         inputs: [B, ...], requires grad.
+        score: a name in `SCORES`; `logit` is the paper's f_k.
 
     Returns:
         One tensor [B, ...] per target column: one for hard labels, those of source A and B for soft labels. At
@@ -82,64 +88,64 @@ def input_gradients(logits: Tensor, inputs: Tensor, sample: Sample) -> list[Tens
         UserError: the logits do not depend on the inputs.
     """
     synthetic = sample.is_synthetic.to(logits.dtype)
-    gradients = []
-    for column in sample.targets.unbind(dim=1):
-        score = (logits.gather(1, column[:, None]).squeeze(1) * synthetic).sum()
-        gradients.append(gradient_of(score, inputs, create_graph=True))
-    return gradients
+    scores = [SCORES[score](logits, classes) for classes in sample.targets.unbind(dim=1)]
+    return [gradient_of((values * synthetic).sum(), inputs, create_graph=True) for values in scores]
 
 
-def guidance_penalty(
-    gradients: Sequence[Tensor], sample: Sample, reduction: str = "sum", masked: bool = True
-) -> Tensor:
+def guidance_penalty(gradients: Sequence[Tensor], sample: Sample, options: GuidanceOptions = PAPER) -> Tensor:
     """L_PG from input gradients already computed.
 
         hard label:  || (1 - M) . grad f_y ||^2
         soft label:  || (1 - M) . grad f_A + M . grad f_B ||^2
 
-    The squared norm is summed (`reduction="sum"`) or averaged (`"mean"`) over one sample's elements, and averaged
-    over all B samples, of which real ones contribute nothing. The formula is applied as written for masks that are
-    not binary (PuzzleMix). Padding (`valid_mask` 0) does not count: neither in the sum nor among the elements of the
-    average.
+    The squared norm (or another `options.measure`) is summed (`options.reduction` `sum`) or averaged (`mean`) over one
+    sample's elements, and averaged over all B samples, of which real ones contribute nothing. The formula is applied
+    as written for masks that are not binary (PuzzleMix). Padding (`valid_mask` 0) does not count: neither in the sum
+    nor among the elements of the average. `options.mask` `none` replaces both mask factors by 1, the paper's ablation.
 
     Args:
         gradients: one [B, ...] (hard) or two (soft: of f_A and f_B).
-        masked: False replaces both mask factors by 1, the paper's "no mask" ablation.
 
     Returns:
         Scalar, at least FP32.
-
-    Raises:
-        UserError: unknown reduction.
     """
-    if reduction not in REDUCTIONS:
-        raise UserError(f"guidance.reduction: is '{reduction}', must be one of: {', '.join(REDUCTIONS)}")
     dtype = gradients[0].dtype
-    mask = sample.provenance_mask.to(dtype)
-    outside = gradients[0] * (1 - mask) if masked else gradients[0]
-    if len(gradients) == 2:
-        outside = outside + (gradients[1] * mask if masked else gradients[1])
-    elements: Tensor | int = outside[0].numel()
+    elements: Tensor | int = gradients[0][0].numel()
     if sample.valid_mask is not None:
-        valid = sample.valid_mask.to(dtype).expand_as(outside)
-        outside = outside * valid
+        valid = sample.valid_mask.to(dtype).expand_as(gradients[0])
+        gradients = [gradient * valid for gradient in gradients]
         elements = valid.flatten(1).sum(dim=1).clamp(min=1)
-    energy = outside.square().flatten(1).sum(dim=1)
-    if reduction == "mean":
-        energy = energy / elements
-    return (energy * sample.is_synthetic.to(dtype)).mean()
+    if options.mask == "none":
+        outside = gradients[0] if len(gradients) == 1 else gradients[0] + gradients[1]
+    else:
+        mask = sample.provenance_mask.to(dtype)
+        outside = gradients[0] * (1 - mask)
+        if len(gradients) == 2:
+            outside = outside + gradients[1] * mask
+    values = MEASURES[options.measure](outside, gradients, sample)
+    if options.reduction == "mean":
+        values = values / elements
+    return (values * sample.is_synthetic.to(dtype)).mean()
 
 
-def guidance_loss(
-    logits: Tensor, inputs: Tensor, sample: Sample, reduction: str = "sum", masked: bool = True
-) -> Tensor:
+def guidance_loss(logits: Tensor, inputs: Tensor, sample: Sample, options: GuidanceOptions = PAPER) -> Tensor:
     """L_PG of a batch whose logits were computed from `inputs` (requires grad), in an FP32 island.
 
     Autocast is switched off inside: gradient, mask and norm are FP32 whatever ran in the network. To be used in
     one's own single-process loop; with DDP, DeepSpeed or FSDP use `GuidedStep`, which those engines can wrap.
 
+    Args:
+        logits: [B, K].
+        inputs: [B, ...].
+        options: score, measure, mask, reduction and sampled_term are read; the default is the paper's Eq. 1.
+
     Returns:
-        Scalar, at least FP32, differentiable with respect to the network's parameters.
+        Scalar, at least FP32, differentiable with respect to the network's parameters. With `options.sampled_term`
+        an estimate of it from one of a soft label's two terms.
     """
+    factor = 1
+    if options.sampled_term != "none" and sample.soft:
+        sample, factor = one_term(sample, draw_first(sample, options.sampled_term)), 2
     with torch.autocast(device_type=inputs.device.type, enabled=False):
-        return guidance_penalty(input_gradients(logits, inputs, sample), sample, reduction, masked)
+        penalty = guidance_penalty(input_gradients(logits, inputs, sample, options.score), sample, options)
+    return factor * penalty

@@ -17,16 +17,14 @@ from torch import Tensor
 
 from provscale.sample import Sample
 
-SAMPLED_TERMS = ("none", "sample", "batch")
-"""`sample`: drawn for every sample, unbiased where samples do not interact. `batch`: one draw for all samples,
-noisier, unbiased for every network (train-mode BatchNorm makes a sample's gradient depend on the others' draws)."""
-
 
 def draw_first(sample: Sample, per: str) -> Tensor:
     """Bool [B]: True keeps the term of source A. Drawn from the device's global generator.
 
     Args:
-        per: `sample` or `batch`.
+        per: `sample`: drawn for every sample, unbiased where samples do not interact. `batch`: one draw for all
+            samples, noisier, unbiased for every network (train-mode BatchNorm makes a sample's gradient depend on the
+            others' draws).
     """
     size = len(sample) if per == "sample" else 1
     return (torch.rand(size, device=sample.inputs.device) < 0.5).expand(len(sample))

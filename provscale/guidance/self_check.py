@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.guidance.executors.base import network_guidance, run_network, twice_differentiable_attention
-from provscale.guidance.loss import classification_loss, gradient_of
+from provscale.guidance.loss import classification_loss, gradient_of, guidance_loss
+from provscale.guidance.objective import is_guided
 from provscale.guidance.step import GuidedStep
+from provscale.predictions import run_network
 from provscale.randomness import seed_everything
 from provscale.sample import Sample
+from provscale.second_derivatives.attention import twice_differentiable_attention
 from provscale.second_derivatives.differentiability import not_twice_differentiable, refuse_first_order_operations
 
 if TYPE_CHECKING:
@@ -38,15 +41,15 @@ def plain_gradients(step: GuidedStep, sample: Sample) -> tuple[Tensor, dict[str,
             the loss on no trainable parameter.
     """
     inputs = sample.inputs.detach().requires_grad_()
-    settings = step.settings()
+    options = step.options
     # Outside the try: what fails here is no matter of derivatives.
     with twice_differentiable_attention():
-        logits = run_network(step.network, inputs, settings.autocast_dtype)
+        logits, own = run_network(step.network, inputs, step.autocast_dtype)
     try:
         input_gradient = gradient_of(logits.gather(1, sample.targets[:, :1]).sum(), inputs, create_graph=False)
-        loss = classification_loss(logits, sample, settings.class_weights)
-        if sample.guided and settings.alpha:
-            loss = loss + settings.alpha * network_guidance(logits, inputs, sample, settings)
+        loss = sum(own.values(), classification_loss(logits, sample, step.class_weights))
+        if is_guided(sample, options.alpha):
+            loss = loss + options.alpha * guidance_loss(logits, inputs, sample, options)
             refuse_first_order_operations(loss)
         trainable = {name: p for name, p in step.network.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True) if trainable else ()
@@ -98,9 +101,10 @@ def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: 
     step.train()
     engine.prepared.train()
     seed_everything(*key)
-    split, step.split_batch = step.split_batch, step.split_batch and not drew
-    gradient_found = engine.check_gradient(sample, name)
-    compared, step.split_batch = step.split_batch, split
+    options, split = step.options, step.options.split_batch and not drew
+    step.options = replace(options, split_batch=split)
+    gradient_found = engine.gradient_of(sample, name)
+    step.options = options
     with torch.no_grad():
         for buffer, before in zip(step.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -119,7 +123,7 @@ def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: 
         raise UserError(
             f"self-check: the prepared step's {max(differences, key=lambda what: differences[what])} differs from an "
             f"unwrapped copy's by {worst:.2g} relative (allowed {tolerance:g}); the engine '{engine.name}' would train "
-            f"something else: check its settings (clipping, precision), {SPLIT_HINT if compared else ''}or disable "
+            f"something else: check its settings (clipping, precision), {SPLIT_HINT if split else ''}or disable "
             "train.self_check to go on"
         )
 

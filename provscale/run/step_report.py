@@ -51,38 +51,47 @@ class StepReport:
         step, epoch: from 0.
         rate: learning rate.
         micro_batches: of this process.
-        mine: this process's loss, L_cls, L_PG and whether it was asked to stop, float64 [4] on the device.
+        names: of the losses: `loss`, `loss_cls`, `loss_guidance` and the network's own.
+        mine: this process's losses and whether it was asked to stop, float64 [names + 1] on the device.
         agreed: the same, mean over processes.
         samples: of all processes.
         seconds: since the end of the step before, or of an evaluation or checkpoint after it.
         waited: seconds of those in which the training process waited for the loader.
-        values: `agreed`, once it has been read.
+        losses: the mean over processes by name, once it has been read.
     """
 
     step: int
     epoch: int
     rate: float
     micro_batches: list[MicroBatch]
+    names: tuple[str, ...]
     mine: Tensor
     agreed: Readout
     samples: int
     seconds: float = 0.0
     waited: float = 0.0
-    values: list[float] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def read(self) -> bool:
+        """Waits for `agreed`; returns whether any process was asked to stop."""
+        *values, stop = self.agreed.read()
+        self.losses = dict(zip(self.names, values, strict=True))
+        return stop > 0
 
     def refuse_unless_finite(self, engine: Engine, source: ItemSource, last_checkpoint: Path | None) -> None:
         """Raises UserError on every process when the mean loss is not finite, naming the batch's files.
 
         Once it has been read, on all processes; they exchange the names.
         """
-        if math.isfinite(self.values[0]):
+        # The sum of all: what is NaN or infinite alone makes it so.
+        if math.isfinite(self.losses["loss"]):
             return
         names: list[str] = []
         if not bool(torch.isfinite(self.mine).all()):
             names = [source[index].name for micro in self.micro_batches for index in micro.indices[: micro.size]]
         names = [name for part in engine.gather(names) for name in part]
         raise UserError(
-            f"training: the loss is {self.values[0]} at step {self.step + 1}, nothing of it was saved; last "
+            f"training: the loss is {self.losses['loss']} at step {self.step + 1}, nothing of it was saved; last "
             f"checkpoint: {last_checkpoint or 'none'}; lower guidance.alpha or optim.lr, or look at the batch: "
             + ", ".join(names)
         )
@@ -94,9 +103,7 @@ class StepReport:
             "kind": "train",
             "step": self.step + 1,
             "epoch": self.epoch + 1,
-            "loss": self.values[0],
-            "loss_cls": self.values[1],
-            "loss_guidance": self.values[2],
+            **self.losses,
             "lr": self.rate,
             "samples_per_second": self.samples / seconds,
             "data_wait": self.waited / seconds,

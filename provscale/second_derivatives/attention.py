@@ -12,15 +12,25 @@ of which the second differs from the derivative by a number a row, that the soft
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 KERNEL = F.scaled_dot_product_attention  # fetched before any mode intercepts it
 HALF = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def twice_differentiable_attention() -> Iterator[None]:
+    """Fused attention has no second derivative; PyTorch's MATH path is made of operations that have."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def attention(

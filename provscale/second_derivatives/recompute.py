@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from provscale.errors import UserError
-from provscale.guidance.executors.base import twice_differentiable_attention
+from provscale.second_derivatives.attention import twice_differentiable_attention
 from provscale.second_derivatives.substitute import fast_second_derivatives
 
 Run = Callable[..., Tensor]

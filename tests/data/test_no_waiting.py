@@ -28,7 +28,7 @@ from provscale.data.base import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
 from provscale.data.transit import HostSample
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 from provscale.run.step_report import Readout
 from provscale.sample import Item, Sample
 from provscale.synthesis import BatchMix, CutMix, ResizeMix, Synthesis, random_mask

@@ -11,10 +11,11 @@ from timm.layers import DropPath
 from torch import nn
 
 from provscale.errors import UserError
-from provscale.guidance import EXECUTORS, GuidedStep
-from provscale.guidance.executors.base import EagerExecutor
+from provscale.guidance.executors import EXECUTORS
 from provscale.guidance.executors.compiled import CompiledExecutor
 from provscale.guidance.executors.cuda_graph import MOVES_ALLOWED, RecordingExecutor, RerunRecording
+from provscale.guidance.executors.eager import EagerExecutor
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 CLASSES = 5
@@ -98,10 +99,9 @@ def test_training_gives_the_eager_steps_numbers(maker):
     for number, sample in enumerate(samples):
         last_draws = []
         for step, optimizer in zip(steps, optimizers, strict=True):
-            step.alpha = 0.5 + number
             optimizer.param_groups[0]["lr"] = 0.01 / (1 + number)
             torch.manual_seed(100 + number)
-            losses = [step(sample), step(sample)]
+            losses = [step(sample, alpha=0.5 + number), step(sample, alpha=0.5 + number)]
             # Both are held before either is differentiated: the second replay must not overwrite the first.
             for loss in losses:
                 (loss["loss"] / 2).backward()
@@ -117,7 +117,7 @@ def test_training_gives_the_eager_steps_numbers(maker):
             optimizer.step()
             optimizer.zero_grad()
             step.eval()
-            step.predict(sample, frozenset({"logits", "input_gradient"}))
+            step(sample, outputs=frozenset({"logits", "input_gradient"}))
             step.train()
     # One recording each: full batch, short batch, unguided. Alpha, rate and repetition need no other.
     assert len(executor.steps) == 3

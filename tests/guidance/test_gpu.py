@@ -20,7 +20,7 @@ from test_skp_executors import clips
 from test_skp_executors import network as skp
 from torch import nn
 
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 from provscale.second_derivatives.recompute import recompute_activations
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -104,16 +104,15 @@ def test_training_through_replays_gives_the_eager_weights(executor):
         sample = random_sample(number, batch=3 if number % 4 == 3 else 4).to("cuda")
         sample.guided = number % 3 != 2
         for step, optimizer in zip(steps, optimizers, strict=True):
-            step.alpha = 0.1 * (1 + number)
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + number)
             torch.manual_seed(number)
-            losses = [step(sample)["loss"], step(sample)["loss"]]
+            losses = [step(sample, alpha=0.1 * (1 + number))["loss"] for _ in range(2)]
             (sum(losses) / 2).backward()  # type: ignore[union-attr]
             assert losses[0].item() != losses[1].item()  # dropout is drawn anew
             optimizer.step()
             optimizer.zero_grad()
             step.eval()
-            step.predict(sample, frozenset({"logits"}))
+            step(sample, outputs=frozenset({"logits"}))
             step.train()
     for found, expected in zip(
         steps[1].network.state_dict().values(), steps[0].network.state_dict().values(), strict=True
@@ -129,8 +128,7 @@ def test_a_step_is_captured_once_a_signature_and_replayed(executor):
         step(sample)
     assert len(step.executor.steps) == 1
     recorded = next(iter(step.executor.steps.values()))[1]
-    step.alpha = 2.0
-    step(sample)
+    step(sample, alpha=2.0)
     assert len(step.executor.steps) == 1
     step(random_sample(1, batch=2).to("cuda"))
     step.network[1].eval()

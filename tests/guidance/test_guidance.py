@@ -13,7 +13,9 @@ from networks import CLASSES, random_sample, relative, small_cnn, small_vit, smo
 from torch import Tensor, nn
 
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep, guidance_loss, guidance_penalty
+from provscale.guidance.loss import guidance_loss, guidance_penalty
+from provscale.guidance.options import GuidanceOptions
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 ALPHA = 10.0  # so large that L_PG is a good part of the gradients compared, see below
@@ -156,7 +158,8 @@ def test_a_sample_of_nothing_but_padding_costs_nothing() -> None:
     sample = random_sample(1, batch=2)
     sample.valid_mask = torch.zeros_like(sample.inputs)
     for reduction in ("sum", "mean"):
-        assert guidance_penalty([torch.ones_like(sample.inputs)], sample, reduction).item() == 0.0
+        options = GuidanceOptions(reduction=reduction)
+        assert guidance_penalty([torch.ones_like(sample.inputs)], sample, options).item() == 0.0
 
 
 def test_a_mask_per_channel() -> None:
@@ -259,7 +262,7 @@ def test_penalty_of_given_gradients_under_autocast(targets: int, reduction: str)
         vector = vector + mask * gradients[1].double()
     expected = (vector**2).sum() / len(sample) / (3 * 64 * 64 if reduction == "mean" else 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = guidance_penalty(gradients, sample, reduction)
+        found = guidance_penalty(gradients, sample, GuidanceOptions(reduction=reduction))
     assert found.dtype == torch.float32
     assert relative(found, expected) < 1e-6
 
@@ -328,17 +331,14 @@ def test_the_loss_alone_is_float32_under_autocast() -> None:
         ({"alpha": -0.1}, "guidance.alpha: is -0.1, must be 0 or more"),
         ({"alpha": float("nan")}, "guidance.alpha: is nan"),
         ({"executor": "eagre"}, "did you mean 'eager'"),
+        ({"score": "logits"}, "did you mean 'logit'"),
+        ({"measure": "l2"}, "guidance.measure: unknown name 'l2'"),
+        ({"measure": "share", "reduction": "mean"}, "guidance.measure: is share"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GuidedStep(nn.Linear(1, 1), **{"alpha": 0.1, **settings})
-
-
-def test_wrong_reduction_of_the_loss_is_refused() -> None:
-    sample = random_sample()
-    with pytest.raises(UserError, match=r"guidance\.reduction: is 'avg'"):
-        guidance_penalty([sample.inputs], sample, "avg")
 
 
 def test_logits_that_ignore_the_inputs_are_refused() -> None:

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep, guidance_loss
+from provscale.guidance.loss import guidance_loss
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 ALPHA = 0.5

@@ -10,11 +10,12 @@ from torch import nn
 
 from provscale.command_line import parse
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
-from provscale.guidance.executors.base import StepSettings, losses_and_gradients
 from provscale.guidance.loss import guidance_loss
+from provscale.guidance.objective import Objective
+from provscale.guidance.options import GuidanceOptions
 from provscale.guidance.sampled_term import draw_first, one_term
 from provscale.guidance.schedule import alpha_at
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 
@@ -27,6 +28,9 @@ def soft_sample(batch: int = 3) -> Sample:
     sample.is_synthetic = torch.tensor([True, True, False])[:batch]
     sample.guided = True
     return sample
+
+
+ONE_TERM = Objective(GuidanceOptions(sampled_term="sample"))
 
 
 def network(norm: bool) -> nn.Module:
@@ -74,18 +78,18 @@ def test_draws_are_even_and_follow_the_seed(per):
 def test_the_step_uses_one_drawn_term():
     model, sample = network(norm=False), soft_sample()
     torch.manual_seed(5)
-    losses, _ = losses_and_gradients(model, list(model.parameters()), sample, StepSettings(0.1, sampled_term="sample"))
+    losses, _ = ONE_TERM(model, list(model.parameters()), sample, 0.1)
     torch.manual_seed(5)
     expected = 2 * penalty(model, one_term(sample, draw_first(sample, "sample")))
-    torch.testing.assert_close(losses.loss_guidance, expected.detach())
-    torch.testing.assert_close(losses.loss, losses.loss_cls + 0.1 * losses.loss_guidance)
+    torch.testing.assert_close(losses["loss_guidance"], expected.detach())
+    torch.testing.assert_close(losses["loss"], losses["loss_cls"] + 0.1 * losses["loss_guidance"])
 
 
 def test_hard_labels_have_one_term_anyway():
     model, sample = network(norm=False), soft_sample()
     sample.targets = sample.targets[:, :1]
-    losses, _ = losses_and_gradients(model, list(model.parameters()), sample, StepSettings(1.0, sampled_term="sample"))
-    torch.testing.assert_close(losses.loss_guidance, penalty(model, sample).detach())
+    losses, _ = ONE_TERM(model, list(model.parameters()), sample, 1.0)
+    torch.testing.assert_close(losses["loss_guidance"], penalty(model, sample).detach())
 
 
 def test_alpha_of_every_kth_step():

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from provscale.config import Config
 from provscale.engine import Engine, check_supported
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
 from provscale.guidance.self_check import plain_gradients, relative_difference, self_check, unwrapped_copy
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
 ALPHA = 0.5
@@ -40,7 +40,7 @@ class OneProcess:
     def predict(self, sample: Sample, outputs: frozenset[str]) -> dict[str, Tensor]:
         return self.prepared(sample, outputs=outputs)
 
-    def check_gradient(self, sample: Sample, name: str) -> Tensor:
+    def gradient_of(self, sample: Sample, name: str) -> Tensor:
         self.prepared(sample)["loss"].backward()
         gradient = self.alter(self.step.network.get_parameter(name).grad.clone())
         self.step.zero_grad()

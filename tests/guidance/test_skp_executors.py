@@ -11,9 +11,10 @@ from test_executors import MAKERS, assert_equal_steps, recorded, with_executor
 from torch import nn
 
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
-from provscale.guidance.executors.base import EagerExecutor, StepSettings
 from provscale.guidance.executors.compiled import CompiledExecutor, TracedStep
+from provscale.guidance.executors.eager import EagerExecutor
+from provscale.guidance.objective import Objective
+from provscale.guidance.step import GuidedStep
 from provscale.models import StructuredKeypointPooling
 from provscale.sample import Sample
 from provscale.second_derivatives.masked_norm import MaskedBatchNorm1d
@@ -95,7 +96,7 @@ def test_under_autocast_masked_is_as_near_to_fp32_as_packed() -> None:
     for missing, precision in (("packed", "no"), ("packed", "bf16"), ("masked", "bf16")):
         step, _ = run(network(missing), sample, True, precision=precision)
         gradients[missing, precision] = torch.cat([p.grad.flatten() for p in step.network.parameters()])  # type: ignore[union-attr]
-        logits[missing, precision] = step.predict(sample, frozenset({"logits"}))["logits"]
+        logits[missing, precision] = step(sample, outputs=frozenset({"logits"}))["logits"]
     reference = gradients["packed", "no"]
     packed, masked = (float((gradients[way, "bf16"] - reference).norm()) for way in ("packed", "masked"))
     assert 0 < masked <= 1.1 * packed
@@ -197,12 +198,12 @@ def test_no_shape_and_no_branch_depends_on_the_data(guided: bool, training: bool
     for missing in ("masked", "packed"):
         model = network(missing).train(training)
         if missing == "masked":
-            graph = TracedStep(model, list(model.parameters()), sample, StepSettings(0.5)).graph
+            graph = TracedStep(model, list(model.parameters()), sample, Objective(), 0.5).graph
             names = {str(node.target) for node in graph.graph.nodes}
             assert not {name for name in names if "nonzero" in name or "_local_scalar" in name}
         else:
             with pytest.raises(Exception, match=r"nonzero|data-dependent|DynamicOutputShape"):
-                TracedStep(model, list(model.parameters()), sample, StepSettings(0.5))
+                TracedStep(model, list(model.parameters()), sample, Objective(), 0.5)
 
 
 def test_auto_is_packed_until_an_executor_records_the_step() -> None:

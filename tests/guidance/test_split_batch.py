@@ -17,8 +17,8 @@ from torch import nn
 
 from provscale.command_line import parse
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
 from provscale.guidance.split_batch import parts_of, refuse_batch_statistics
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 from provscale.trainer import Trainer
@@ -213,7 +213,7 @@ def test_the_self_check_finds_other_samples_that_interact():
 def test_the_self_check_takes_dropout_as_a_whole_batch():
     """In two parts dropout draws other numbers; the option itself stays on."""
     random = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.Dropout(0.5), nn.SiLU(), nn.Linear(32, CLASSES))
-    assert run_self_check(random, sample=random_sample(1, batch=6, real=MIXED), split_batch=True).split_batch
+    assert run_self_check(random, sample=random_sample(1, batch=6, real=MIXED), split_batch=True).options.split_batch
 
 
 def test_the_step_refuses_executors_that_record():
@@ -232,7 +232,7 @@ TRAINED = [
 def test_the_trainer_splits_batches(tmp_path: Path):
     config = [*TRAINED, "--run.dir", str(tmp_path), "--model.name", "test_efficientnet_gn"]
     trainer = Trainer(parse(config))
-    assert trainer.step.split_batch
+    assert trainer.step.options.split_batch
     trainer.fit()
     with pytest.raises(UserError, match="layer 'bn1' is a BatchNormAct2d"):
         Trainer(parse([*TRAINED, "--run.dir", str(tmp_path), "--model.name", "test_efficientnet"]))

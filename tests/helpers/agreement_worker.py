@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from tests.tiny_runs import arguments
+from tiny_runs import arguments
 
 from provscale.engine import Engine
 from provscale.run.checkpoint_folder import newest_first
@@ -33,12 +33,12 @@ def at_step(number: int, action: Callable[[Sample], None]) -> mock._patch[Callab
     original = Engine.losses
     calls = 0
 
-    def losses(self: Engine, sample: Sample) -> dict[str, torch.Tensor]:
+    def losses(self: Engine, sample: Sample, alpha: float) -> dict[str, torch.Tensor]:
         nonlocal calls
         calls += 1
         if RANK == 1 and calls == number:
             action(sample)
-        return original(self, sample)
+        return original(self, sample, alpha)
 
     return mock.patch.object(Engine, "losses", losses)
 

@@ -21,8 +21,8 @@ from provscale.config import Config
 from provscale.data.plan import BatchPlan
 from provscale.engine import Engine, build_engine
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
 from provscale.guidance.self_check import self_check, unwrapped_copy
+from provscale.guidance.step import GuidedStep
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.sample import Sample
 

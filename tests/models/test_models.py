@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 from provscale.config import ModelConfig
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
-from provscale.models import build_model, logits_and_score_map
+from provscale.guidance.step import GuidedStep
+from provscale.models import build_model
+from provscale.predictions import score_map
+from provscale.sample import Sample
 
 
 def test_timm_network_by_name() -> None:
@@ -96,17 +98,18 @@ def test_class_activation_map_averages_to_the_logit() -> None:
     with torch.no_grad():
         network.fc.bias.uniform_(-1, 1)
         inputs = torch.randn(3, 3, 64, 64)
-        logits, score_map = logits_and_score_map(network, inputs, classes)
+        found = score_map(network, Sample.real(inputs, classes))
+        logits, maps = found["logits"], found["score_map"]
         torch.testing.assert_close(logits, network(inputs))
-    assert score_map.shape[0] == 3
-    assert score_map.dim() == 3
+    assert maps.shape[0] == 3
+    assert maps.dim() == 3
     expected = logits.gather(1, classes[:, None])[:, 0] - network.fc.bias[classes]
-    torch.testing.assert_close(score_map.mean(dim=(1, 2)), expected)
+    torch.testing.assert_close(maps.mean(dim=(1, 2)), expected)
 
 
 def test_networks_without_class_activation_maps() -> None:
     classes = torch.zeros(1, dtype=torch.long)
     with pytest.raises(UserError, match="Sequential has neither"):
-        logits_and_score_map(small_cnn(), torch.zeros(1, 3, 16, 16), classes)
+        score_map(small_cnn(), Sample.real(torch.zeros(1, 3, 16, 16), classes))
     with pytest.raises(UserError, match="features of shape"):
-        logits_and_score_map(timm.create_model("test_vit", img_size=32), torch.zeros(1, 3, 32, 32), classes)
+        score_map(timm.create_model("test_vit", img_size=32), Sample.real(torch.zeros(1, 3, 32, 32), classes))

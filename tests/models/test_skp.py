@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
-from provscale.models import StructuredKeypointPooling, logits_and_instance_scores
+from provscale.guidance.step import GuidedStep
+from provscale.models import StructuredKeypointPooling
+from provscale.predictions import instance_scores
 from provscale.sample import Sample
 from provscale.second_derivatives.set_maximum import SetMaximum
 
@@ -121,7 +122,8 @@ def test_clip_score_is_the_classifier_on_the_maximum_over_skeletons(missing: str
     model = network(missing=missing).eval()
     alone = torch.zeros(1, P, F, 3 * V, dtype=torch.float64)
     alone[0, 2, 3] = clips()[1, 0, 0]
-    logits, scores = logits_and_instance_scores(model, alone)
+    found = instance_scores(model, Sample.real(alone, torch.tensor([0])))
+    logits, scores = found["logits"], found["instance_scores"]
     torch.testing.assert_close(scores[0, 2, 3], logits[0])
     assert scores.shape == (1, P, F, K)
     assert (scores != 0).any(dim=3).nonzero().tolist() == [[0, 2, 3]]
@@ -183,4 +185,4 @@ def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match="missing: is 'drop', must be one of: auto, packed, masked"):
         StructuredKeypointPooling(K, missing="drop")
     with pytest.raises(UserError, match="Linear has no method logits_and_instance_scores"):
-        logits_and_instance_scores(torch.nn.Linear(1, 1), torch.zeros(1))
+        instance_scores(torch.nn.Linear(1, 1), Sample.real(torch.zeros(1, 1), torch.tensor([0])))

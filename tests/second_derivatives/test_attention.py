@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from provscale.guidance.executors.base import twice_differentiable_attention
-from provscale.second_derivatives.attention import Softmax, attention
+from provscale.second_derivatives.attention import Softmax, attention, twice_differentiable_attention
 from provscale.second_derivatives.substitute import FastSecondDerivatives
 
 

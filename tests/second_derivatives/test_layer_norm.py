@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from provscale.guidance import GuidedStep
-from provscale.guidance.executors import base as executors
-from provscale.guidance.executors.base import StepSettings, losses_and_gradients
+from provscale.guidance import objective
 from provscale.guidance.executors.compiled import CompiledExecutor
 from provscale.guidance.executors.cuda_graph import RecordingExecutor, RerunRecording
+from provscale.guidance.objective import Objective
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 from provscale.second_derivatives import layer_norm as module
 from provscale.second_derivatives.layer_norm import layer_norm
@@ -168,9 +168,9 @@ def test_a_whole_guided_step_gives_the_numbers_of_pytorchs_double_backward(name,
     parameters = list(network.parameters())
     found = []
     for context in (nullcontext(), FastSecondDerivatives()):
-        monkeypatch.setattr(executors, "fast_second_derivatives", lambda network, context=context: context)
-        losses, gradients = losses_and_gradients(network, parameters, sample, StepSettings(1.0))
-        found.append([losses.loss, losses.loss_guidance, *gradients])
+        monkeypatch.setattr(objective, "fast_second_derivatives", lambda network, context=context: context)
+        losses, gradients = Objective()(network, parameters, sample, 1.0)
+        found.append([losses["loss"], losses["loss_guidance"], *gradients])
     for mine, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from provscale.errors import UserError
-from provscale.guidance.executors.base import StepSettings, losses_and_gradients
+from provscale.guidance.objective import Objective
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import blocks_of, recompute_activations
 
@@ -64,11 +64,10 @@ def test_numbers_draws_and_statistics_are_the_same(alpha):
     results = []
     for network in (plain, recomputing):
         torch.manual_seed(1)
-        results.append((losses_and_gradients(
-            network, list(network.parameters()), sample_of(9, torch.float64), StepSettings(alpha)
-        ), torch.rand(2)))  # fmt: skip
+        result = Objective()(network, list(network.parameters()), sample_of(9, torch.float64), alpha)
+        results.append((result, torch.rand(2)))
     ((expected, gradients), draw), ((found, found_gradients), found_draw) = results
-    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found["loss"], expected["loss"])
     torch.testing.assert_close(found_draw, draw, rtol=0, atol=0)
     for mine, theirs in zip(found_gradients, gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
@@ -84,8 +83,8 @@ def test_bf16_stays_within_its_rounding():
     gradients = []
     for network in (plain, recomputing):
         torch.manual_seed(1)
-        settings = StepSettings(5.0, autocast_dtype=torch.bfloat16)
-        _, found = losses_and_gradients(network, list(network.parameters()), sample_of(9), settings)
+        objective = Objective(autocast_dtype=torch.bfloat16)
+        _, found = objective(network, list(network.parameters()), sample_of(9), 5.0)
         gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 2**-8
 
@@ -121,7 +120,7 @@ def test_a_guided_step_keeps_less():
             recompute_activations(network)
         gc.collect()
         with LiveBytes() as memory:
-            losses_and_gradients(network, list(network.parameters()), sample_of(24), StepSettings(1.0))
+            Objective()(network, list(network.parameters()), sample_of(24), 1.0)
         peaks.append(memory.peak)
     assert peaks[1] < peaks[0] / 2
 
@@ -181,10 +180,8 @@ def test_blocks_in_place_and_blocks_of_lists_give_the_same_numbers():
     recomputing = copy.deepcopy(plain)
     assert recompute_activations(recomputing) == 3
     found = [
-        losses_and_gradients(
-            network, list(network.parameters()), sample_of(9, torch.float64), StepSettings(50.0)
-        )[1]
+        Objective()(network, list(network.parameters()), sample_of(9, torch.float64), 50.0)[1]
         for network in (plain, recomputing)
-    ]  # fmt: skip
+    ]
     for expected, mine in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from provscale.guidance.executors.base import StepSettings, losses_and_gradients
+from provscale.guidance.objective import Objective
 from provscale.sample import Sample
 from provscale.second_derivatives.batch_norm import batch_norm
 from provscale.second_derivatives.convolution import convolution
@@ -135,6 +135,6 @@ def test_pytorchs_own_checkpointing_inside_the_network_works():
     found = []
     for enabled in (False, True):
         network.set_grad_checkpointing(enabled)
-        found.append(losses_and_gradients(network, list(network.parameters()), sample, StepSettings(1.0))[1])
+        found.append(Objective()(network, list(network.parameters()), sample, 1.0)[1])
     for expected, mine in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)

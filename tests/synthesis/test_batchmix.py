@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from provscale.errors import UserError
-from provscale.guidance import guidance_penalty
+from provscale.guidance.loss import guidance_penalty
 from provscale.sample import Sample
 from provscale.synthesis.batchmix import FROM_A, FROM_B, NOBODY, BatchMix, mix_frames, mix_persons
 

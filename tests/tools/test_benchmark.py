@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
+from provscale.guidance.step import GuidedStep
 
 MODULES = {
     name: importlib.import_module(f"tools.benchmark.{name}")

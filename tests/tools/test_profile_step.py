@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from provscale.guidance import GuidedStep
-from provscale.guidance.executors import base as executors
+from provscale.guidance import objective
+from provscale.guidance.step import GuidedStep
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +92,18 @@ def test_events_add_up(tool: ModuleType, on_cuda: bool) -> None:
 
 def test_a_real_step_adds_up_and_leaves_the_package_as_it_was(tool: ModuleType) -> None:
     case = tool.Case("test_resnet", 2, 32)
-    functions = executors.run_network, executors.network_guidance
+    functions = objective.run_network, objective.guidance_loss
     step = GuidedStep(tool.build(case).train(), 0.1)
     sample = tool.make_sample(case, "soft", torch.device("cpu"))
-    tool.run_step(step, sample)
-    found = tool.profile_step(step, sample)
-    assert (executors.run_network, executors.network_guidance) == functions
+    tool.run_step(step, sample, 0.1)
+    found = tool.profile_step(step, sample, 0.1)
+    assert (objective.run_network, objective.guidance_loss) == functions
     for parts in (found.kinds, found.phases):
         assert sum(parts.values()) == pytest.approx(found.total)
         assert min(parts.values()) >= 0
     assert found.kinds["convolution backward"] > 0
     assert found.kinds["other operations"] < 0.05 * found.total
-    step.alpha = 0.0
-    assert "input gradients" not in tool.profile_step(step, sample).phases
+    assert "input gradients" not in tool.profile_step(step, sample, 0.0).phases
 
 
 def test_a_run_writes_json_picture_and_document(tool: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:

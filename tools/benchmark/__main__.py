@@ -43,8 +43,8 @@ from torch import nn
 
 from provscale.errors import UserError, reported
 from provscale.files import update_document, write_atomically
-from provscale.guidance import PRECISIONS, GuidedStep
 from provscale.guidance.executors.base import EXECUTORS
+from provscale.guidance.step import PRECISIONS, GuidedStep
 from provscale.sample import Sample
 from tools.benchmark.cases import (
     ALPHA,
@@ -77,8 +77,7 @@ def step_arm(step: GuidedStep, sample: Sample, alpha: float) -> Callable[[], Non
     """One training step up to the gradients, as the trainer runs it."""
 
     def run() -> None:
-        step.alpha = alpha
-        step(sample)["loss"].backward()
+        step(sample, alpha=alpha)["loss"].backward()
         step.zero_grad(set_to_none=True)
 
     return run

@@ -11,10 +11,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from provscale.guidance import GuidedStep, classification_loss
-from provscale.guidance.executors.base import run_network, twice_differentiable_attention
+from provscale.guidance.loss import classification_loss
+from provscale.guidance.step import GuidedStep
 from provscale.models import MODELS, StructuredKeypointPooling
+from provscale.predictions import run_network
 from provscale.sample import Sample
+from provscale.second_derivatives.attention import twice_differentiable_attention
 
 SPLIT = "hard, 1 of 4 synthetic"
 FLOOR = {"hard": 2.0, "soft": 3.0, "soft, one term": 2.0, SPLIT: 1.25}
@@ -113,14 +115,15 @@ def without_fixed_shapes(network: nn.Module) -> nn.Module:
 
 def plain_loss(network: nn.Module, sample: Sample, dtype: torch.dtype | None) -> Tensor:
     """Forward and cross-entropy: what one would train without guidance."""
-    return classification_loss(run_network(without_fixed_shapes(network), sample.inputs, dtype), sample)
+    logits, _ = run_network(without_fixed_shapes(network), sample.inputs, dtype)
+    return classification_loss(logits, sample)
 
 
 def hand_loss(network: nn.Module, sample: Sample, dtype: torch.dtype | None) -> Tensor:
     """Eq. 1 as one would write it, with plain autograd and nothing from this package but the cross-entropy."""
     inputs = sample.inputs.detach().requires_grad_()
     with twice_differentiable_attention():
-        logits = run_network(without_fixed_shapes(network), inputs, dtype)
+        logits, _ = run_network(without_fixed_shapes(network), inputs, dtype)
     masks = [1 - sample.provenance_mask, sample.provenance_mask]
     outside: Tensor | float = 0.0
     for column, mask in zip(sample.targets.unbind(1), masks, strict=False):

@@ -26,8 +26,8 @@ from torch import Tensor
 from provscale.config import Config
 from provscale.engine import Engine, build_engine
 from provscale.errors import UserError
-from provscale.guidance import GuidedStep
 from provscale.guidance.executors.base import EXECUTORS
+from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 from tools.benchmark.cases import ALPHA, LOSSES, Case, build, make_sample
 
@@ -51,20 +51,26 @@ class BenchmarkStep(GuidedStep):
     """The step module whose inside can be exchanged: this package's, or one of `LOSSES`."""
 
     arm = ""
+    arm_alpha = ALPHA
 
     def choose(self, arm: str, executors: dict[str, Any]) -> None:
         """Makes the next steps those of `arm`, a name of `arms_of`."""
         self.arm = arm
         if arm not in LOSSES:
             kind, _, name = arm.partition(", ")
-            self.alpha = ALPHA if kind == "guided" else 0.0
+            self.arm_alpha = ALPHA if kind == "guided" else 0.0
             self.executor = executors[name]
 
     def forward(
-        self, sample: Sample, anchor: Tensor | None = None, *, outputs: frozenset[str] | None = None
+        self,
+        sample: Sample,
+        anchor: Tensor | None = None,
+        *,
+        alpha: float | None = None,
+        outputs: frozenset[str] | None = None,
     ) -> dict[str, Tensor]:
         if self.arm not in LOSSES:
-            return super().forward(sample, anchor, outputs=outputs)
+            return super().forward(sample, anchor, alpha=self.arm_alpha, outputs=outputs)
         loss = LOSSES[self.arm](self.network, sample, self.autocast_dtype)
         return {"loss": loss if anchor is None else loss + 0 * anchor}
 

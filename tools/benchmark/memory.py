@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from provscale.errors import UserError
-from provscale.guidance import PRECISIONS
+from provscale.guidance.step import PRECISIONS
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 from tools.benchmark.cases import LOSSES, Case, build, make_sample, make_step

@@ -30,8 +30,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from provscale.errors import UserError, reported
 from provscale.files import update_document
-from provscale.guidance import PRECISIONS, GuidedStep
-from provscale.guidance.executors import base as executors
+from provscale.guidance import objective
+from provscale.guidance.step import PRECISIONS, GuidedStep
 from provscale.sample import Sample
 from tools.benchmark.__main__ import chosen as backbones_with
 from tools.benchmark.__main__ import hardware
@@ -43,7 +43,7 @@ HARD_LABELS = ("resnet50",)
 """Table 8's ImageNet experiment; the others mix two images or clips."""
 
 FORWARD, INPUT, PARAMETERS, HANDOVER = "forward", "input gradients", "parameter gradients", "hand-over of gradients"
-FUNCTIONS = {"run_network": FORWARD, "network_guidance": INPUT}
+FUNCTIONS = {"run_network": FORWARD, "guidance_loss": INPUT}
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Profile:
 @contextmanager
 def phases_recorded() -> Iterator[None]:
     """Names forward pass and input gradients of every step inside; restores the package's functions after it."""
-    saved = {name: getattr(executors, name) for name in FUNCTIONS}
+    saved = {name: getattr(objective, name) for name in FUNCTIONS}
 
     def named(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -76,17 +76,17 @@ def phases_recorded() -> Iterator[None]:
 
     try:
         for name, phase in FUNCTIONS.items():
-            setattr(executors, name, named(saved[name], phase))
+            setattr(objective, name, named(saved[name], phase))
         yield
     finally:
         for name, function in saved.items():
-            setattr(executors, name, function)
+            setattr(objective, name, function)
 
 
-def run_step(step: GuidedStep, sample: Sample) -> None:
+def run_step(step: GuidedStep, sample: Sample, alpha: float) -> None:
     """One training step up to the gradients."""
     with record_function(PARAMETERS):  # what is left of it once the two others are taken out
-        loss = step(sample)["loss"]
+        loss = step(sample, alpha=alpha)["loss"]
     with record_function(HANDOVER):
         loss.backward()
     if sample.inputs.is_cuda:
@@ -94,19 +94,19 @@ def run_step(step: GuidedStep, sample: Sample) -> None:
     step.zero_grad(set_to_none=True)
 
 
-def timed(step: GuidedStep, sample: Sample) -> tuple[float, float]:
+def timed(step: GuidedStep, sample: Sample, alpha: float) -> tuple[float, float]:
     """Wall and CPU seconds of one step."""
     wall, cpu = time.perf_counter(), time.process_time()
-    run_step(step, sample)
+    run_step(step, sample, alpha)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def profile_step(step: GuidedStep, sample: Sample) -> Profile:
+def profile_step(step: GuidedStep, sample: Sample, alpha: float) -> Profile:
     on_cuda = sample.inputs.is_cuda
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
-    unprofiled = timed(step, sample)[0 if on_cuda else 1]
+    unprofiled = timed(step, sample, alpha)[0 if on_cuda else 1]
     with phases_recorded(), profile(activities=activities) as recorded:
-        wall, cpu = timed(step, sample)
+        wall, cpu = timed(step, sample, alpha)
     found = summarise(recorded.events(), on_cuda)
     scale = 1.0 if on_cuda else cpu / wall
     scaled = {name: {key: scale * value for key, value in getattr(found, name).items()}
@@ -162,11 +162,10 @@ def measure(case: Case, precision: str, rounds: int, device: torch.device) -> di
     found: dict[str, list[Profile]] = {"plain": [], "guided": []}
     for number in range(rounds + 1):
         for name, alpha in (("plain", 0.0), ("guided", ALPHA)):
-            step.alpha = alpha
             if number:
-                found[name].append(profile_step(step, sample))
+                found[name].append(profile_step(step, sample, alpha))
             else:
-                run_step(step, sample)
+                run_step(step, sample, alpha)
     return {name: sorted(each, key=lambda one: one.total)[(rounds - 1) // 2] for name, each in found.items()}
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from provscale.guidance import PRECISIONS
+from provscale.guidance.step import PRECISIONS
 from tools.benchmark.cases import ALPHA, Case, build, make_sample, make_step
 
 GIGA = 1e9
@@ -116,11 +116,10 @@ def roofline_points(case: Case, label: str, precision: str, rounds: int, device:
     sample = make_sample(case, label, device)
     points = []
     for kind, alpha in (("plain", 0.0), ("guided", ALPHA)):
-        step.alpha = alpha
 
-        def run() -> None:
+        def run(alpha: float = alpha) -> None:
             step.zero_grad(set_to_none=True)
-            step(sample)["loss"].backward()
+            step(sample, alpha=alpha)["loss"].backward()
 
         run()
         with Work() as work:

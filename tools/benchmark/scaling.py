@@ -1,7 +1,7 @@
 """How training scales past a few devices: communication volumes, and an alpha-beta model of a step's time.
 
-python -m tools.benchmark.scaling                              the tables of docs/scaling.md, with the default assumptions
-python -m tools.benchmark.scaling --write docs/scaling.md         puts them there
+python -m tools.benchmark.scaling                        the tables of docs/scaling.md, with the default assumptions
+python -m tools.benchmark.scaling --write docs/scaling.md  puts them there
 python -m tools.benchmark.scaling --bandwidth 12.5 --latency 30 --step-time 0.2 --devices 8 64 512
 """
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from provscale.errors import UserError
-from provscale.guidance.executors.base import EXECUTORS, StepLosses, StepSettings, losses_and_gradients
+from provscale.guidance.executors.base import EXECUTORS
 from provscale.guidance.executors.recording import (
     FlatResult,
     announce,
@@ -30,9 +29,8 @@ from provscale.guidance.executors.recording import (
     state_preserved,
     step_arguments,
 )
+from provscale.guidance.objective import Gradients, Losses, Objective
 from provscale.sample import Sample
-
-Result = tuple[StepLosses, list[Tensor | None]]
 
 
 def fix_shapes(network: nn.Module, executor: str) -> None:
@@ -44,14 +42,16 @@ def fix_shapes(network: nn.Module, executor: str) -> None:
 
 
 class StepModule(nn.Module):
-    """`losses_and_gradients` as a module, so that `functional_call` can put other tensors in the network's place."""
+    """The objective as a module, so that `functional_call` can put other tensors in the network's place."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings) -> Result:
-        return losses_and_gradients(self.network, parameters, sample, settings)
+    def forward(
+        self, parameters: Sequence[Tensor], sample: Sample, objective: Objective, alpha: float | Tensor
+    ) -> tuple[Losses, Gradients]:
+        return objective(self.network, parameters, sample, alpha, verify=True)
 
 
 class TracedStep:
@@ -63,15 +63,20 @@ class TracedStep:
     """
 
     def __init__(
-        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
+        self,
+        network: nn.Module,
+        parameters: Sequence[Tensor],
+        sample: Sample,
+        objective: Objective,
+        alpha: float | Tensor,
     ) -> None:
         self.parameters = dict(network.named_parameters())
         self.buffers = dict(network.named_buffers())
-        self.settings = replace(settings, verify=True)
+        self.objective = objective
         self.module = StepModule(network)
         trained = {id(parameter) for parameter in parameters}
         self.trained = [name for name, parameter in self.parameters.items() if id(parameter) in trained]
-        arguments = step_arguments(sample, settings)
+        arguments = step_arguments(sample, objective, alpha)
         self.names = list(arguments)
         self.graph: fx.GraphModule = make_fx(self.flat_step, tracing_mode="fake", _allow_non_fake_inputs=True)(
             *self.tensors(arguments)
@@ -89,10 +94,10 @@ class TracedStep:
         state = {name: next(remaining) for name in (*self.parameters, *self.buffers)}
         for name in self.trained:
             state[name] = state[name].detach().requires_grad_()
-        sample, settings = from_arguments(dict(zip(self.names, remaining, strict=True)), self.settings)
+        sample, objective, alpha = from_arguments(dict(zip(self.names, remaining, strict=True)), self.objective)
         swapped = {f"network.{name}": tensor for name, tensor in state.items()}
         losses, gradients = functional_call(
-            self.module, swapped, ([state[name] for name in self.trained], sample, settings)
+            self.module, swapped, ([state[name] for name in self.trained], sample, objective, alpha)
         )
         self.result, flat = FlatResult.flatten(losses, gradients)
         return flat
@@ -118,28 +123,39 @@ class CompiledExecutor:
         return type(self), (self.backend,)
 
     def __call__(
-        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
-    ) -> Result:
-        key = signature(network, parameters, sample, settings)
+        self,
+        network: nn.Module,
+        parameters: Sequence[Tensor],
+        sample: Sample,
+        objective: Objective,
+        alpha: float | Tensor,
+        verify: bool = False,
+    ) -> tuple[Losses, Gradients]:
+        key = signature(network, parameters, sample, objective, alpha)
         if key not in self.steps:
-            self.steps[key] = self.compile(network, parameters, sample, settings)
+            self.steps[key] = self.compile(network, parameters, sample, objective, alpha)
         compiled = self.steps[key]
         if compiled is None:
-            return losses_and_gradients(network, parameters, sample, settings)
+            return objective(network, parameters, sample, alpha, verify=verify)
         traced, function = compiled
         with torch.no_grad():
-            return traced.result.restore(function(*traced.tensors(step_arguments(sample, settings))))
+            return traced.result.restore(function(*traced.tensors(step_arguments(sample, objective, alpha))))
 
     def compile(
-        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
+        self,
+        network: nn.Module,
+        parameters: Sequence[Tensor],
+        sample: Sample,
+        objective: Objective,
+        alpha: float | Tensor,
     ) -> tuple[TracedStep, Callable[..., Any]] | None:
         """Traces, compiles and tries one signature; None, after one warning, where that fails."""
         started = time.perf_counter()
         device = sample.inputs.device
         fix_shapes(network, "compiled")
         try:
-            traced = TracedStep(network, parameters, sample, settings)
-            tensors = traced.tensors(step_arguments(sample, settings))
+            traced = TracedStep(network, parameters, sample, objective, alpha)
+            tensors = traced.tensors(step_arguments(sample, objective, alpha))
             with torch.no_grad(), inductor_config.patch(fallback_random=True):
                 function = lookup_backend(self.backend)(traced.graph, tensors)
                 with state_preserved(network, device):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from provscale.errors import UserError
-from provscale.guidance.executors.base import EXECUTORS, EagerExecutor, Executor, StepLosses, StepSettings
+from provscale.guidance.executors.base import EXECUTORS, Executor
 from provscale.guidance.executors.compiled import CompiledExecutor, fix_shapes
+from provscale.guidance.executors.eager import EagerExecutor
 from provscale.guidance.executors.recording import (
     FlatResult,
     announce,
@@ -25,6 +26,7 @@ from provscale.guidance.executors.recording import (
     state_preserved,
     step_arguments,
 )
+from provscale.guidance.objective import Gradients, Losses, Objective
 from provscale.sample import Sample
 
 WARM_UP = 3
@@ -85,40 +87,35 @@ class RecordedStep:
         network: nn.Module,
         parameters: Sequence[Tensor],
         sample: Sample,
-        settings: StepSettings,
+        objective: Objective,
+        alpha: float | Tensor,
     ) -> None:
         device = sample.inputs.device
-        self.static = {name: tensor.detach().clone() for name, tensor in step_arguments(sample, settings).items()}
-        static_sample, static_settings = from_arguments(self.static, settings)
+        self.static = {
+            name: tensor.detach().clone() for name, tensor in step_arguments(sample, objective, alpha).items()
+        }
+        static = from_arguments(self.static, objective)
 
-        def run() -> list[Tensor]:
+        def run(verify: bool = False) -> list[Tensor]:
             # A cast of the weights cached outside would be read, stale, by every replay.
             torch.clear_autocast_cache()
-            self.result, flat = FlatResult.flatten(*inner(network, parameters, static_sample, static_settings))
+            self.result, flat = FlatResult.flatten(*inner(network, parameters, *static, verify=verify))
             return flat
 
         with state_preserved(network, device):
             with side_stream(device):
-                for _ in range(WARM_UP if device.type == "cuda" else 1):
-                    run()
-                    static_settings.verify = False
+                for number in range(WARM_UP if device.type == "cuda" else 1):
+                    run(verify=number == 0)
             self.recording = record(run, pool)
 
-    def __call__(self, sample: Sample, settings: StepSettings) -> tuple[StepLosses, list[Tensor | None]]:
-        for name, tensor in sample_arguments(sample, settings).items():
+    def __call__(self, sample: Sample, objective: Objective, alpha: float | Tensor) -> tuple[Losses, Gradients]:
+        for name, tensor in step_arguments(sample, objective, 0.0).items():
             self.static[name].copy_(tensor, non_blocking=True)
         if "alpha" in self.static:
-            self.static["alpha"].fill_(settings.alpha)  # no transfer, so the host does not wait
+            self.static["alpha"].fill_(alpha)  # no transfer, so the host does not wait
         self.recording.replay()
         # Copies: the next replay overwrites its outputs, and the caller may still hold these.
         return self.result.restore([output.clone() for output in self.recording.outputs])
-
-
-def sample_arguments(sample: Sample, settings: StepSettings) -> dict[str, Tensor]:
-    """`step_arguments` without alpha, which is filled in place."""
-    arguments = step_arguments(sample, settings)
-    arguments.pop("alpha", None)
-    return arguments
 
 
 @contextmanager
@@ -163,11 +160,17 @@ class RecordingExecutor:
         return type(self), (self.inner, self.record)
 
     def __call__(
-        self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings
-    ) -> tuple[StepLosses, list[Tensor | None]]:
+        self,
+        network: nn.Module,
+        parameters: Sequence[Tensor],
+        sample: Sample,
+        objective: Objective,
+        alpha: float | Tensor,
+        verify: bool = False,
+    ) -> tuple[Losses, Gradients]:
         if self.pool is None:
             self.pool = self.memory_pool(sample.inputs.device)
-        key = signature(network, parameters, sample, settings)
+        key = signature(network, parameters, sample, objective, alpha)
         addresses = tuple(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
         found = self.steps.get(key)
         if found is None or found[0] != addresses:
@@ -178,10 +181,10 @@ class RecordingExecutor:
                     "and FSDP2); use eager or compiled, or an engine that leaves them in place"
                 )
             fix_shapes(network, "cuda_graph")
-            step = RecordedStep(self.inner, self.record, self.pool, network, parameters, sample, settings)
+            step = RecordedStep(self.inner, self.record, self.pool, network, parameters, sample, objective, alpha)
             self.steps[key] = found = (addresses, step)
             announce(f"recorded the step for inputs {list(sample.inputs.shape)}")
-        return found[1](sample, settings)
+        return found[1](sample, objective, alpha)
 
     def memory_pool(self, device: torch.device) -> Any:
         """The pool of all recordings: they never run at the same time, so they can share their scratch memory."""

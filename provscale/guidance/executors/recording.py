@@ -14,20 +14,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from provscale.guidance.executors.base import StepLosses, StepSettings, is_guided
+from provscale.guidance.objective import Gradients, Losses, Objective, is_guided
 from provscale.sample import Sample
 
 USED_FIELDS = ("inputs", "targets", "mixing_weight", "provenance_mask", "is_synthetic", "valid_mask")
 """Fields of a sample that the step reads."""
 
 
-def step_arguments(sample: Sample, settings: StepSettings) -> dict[str, Tensor]:
+def step_arguments(sample: Sample, objective: Objective, alpha: float | Tensor) -> dict[str, Tensor]:
     """The tensors of one step beside the network's, by name; alpha is a float64 scalar, absent when unguided."""
     arguments = {name: getattr(sample, name) for name in USED_FIELDS if getattr(sample, name) is not None}
-    if settings.class_weights is not None:
-        arguments["class_weights"] = settings.class_weights
-    if is_guided(sample, settings):
-        alpha = settings.alpha
+    if objective.class_weights is not None:
+        arguments["class_weights"] = objective.class_weights
+    if is_guided(sample, alpha):
         device = sample.inputs.device
         arguments["alpha"] = (
             alpha if isinstance(alpha, Tensor) else torch.full((), alpha, dtype=torch.float64, device=device)
@@ -35,29 +34,31 @@ def step_arguments(sample: Sample, settings: StepSettings) -> dict[str, Tensor]:
     return arguments
 
 
-def from_arguments(arguments: dict[str, Tensor], settings: StepSettings) -> tuple[Sample, StepSettings]:
-    """Sample and settings that read these tensors; the inverse of `step_arguments`."""
+def from_arguments(arguments: dict[str, Tensor], objective: Objective) -> tuple[Sample, Objective, float | Tensor]:
+    """Sample, objective and alpha that read these tensors; the inverse of `step_arguments`."""
     fields = {name: arguments.get(name) for name in USED_FIELDS}
     sample = Sample(**fields, index=arguments["targets"][:, 0], guided="alpha" in arguments)  # type: ignore[arg-type]
-    return sample, replace(settings, alpha=arguments.get("alpha", 0.0), class_weights=arguments.get("class_weights"))
+    return sample, replace(objective, class_weights=arguments.get("class_weights")), arguments.get("alpha", 0.0)
 
 
-def signature(network: nn.Module, parameters: Sequence[Tensor], sample: Sample, settings: StepSettings) -> Hashable:
+def signature(
+    network: nn.Module, parameters: Sequence[Tensor], sample: Sample, objective: Objective, alpha: float | Tensor
+) -> Hashable:
     """Equal for two steps of one network that run the same operations on tensors of the same shapes.
 
-    It covers shapes, types and strides of the sample, guided or not, reduction, mask, precision, the mode (train or
-    eval) of every module and which parameters are trained. It does not cover plain Python attributes of the network,
-    such as a dropout rate that someone changes on the way.
+    It covers shapes, types and strides of the sample, guided or not, the options of guidance, precision, the
+    mode (train or eval) of every module and which parameters are trained. It does not cover plain Python attributes
+    of the network, such as a dropout rate that someone changes on the way.
     """
     tensors = {name: getattr(sample, name) for name in USED_FIELDS}
     return (
         id(network),
         tuple(
             None if tensor is None else (tensor.shape, tensor.dtype, tensor.stride(), tensor.device)
-            for tensor in (*tensors.values(), settings.class_weights)
+            for tensor in (*tensors.values(), objective.class_weights)
         ),
-        is_guided(sample, settings),
-        (settings.reduction, settings.masked, settings.autocast_dtype, settings.sampled_term),
+        is_guided(sample, alpha),
+        (objective.options, objective.autocast_dtype),
         tuple(module.training for module in network.modules()),
         tuple(id(parameter) for parameter in parameters),
     )
@@ -81,16 +82,18 @@ def state_preserved(network: nn.Module, device: torch.device) -> Iterator[None]:
 class FlatResult:
     """Losses and gradients as one list of tensors, and back; a parameter without a gradient keeps its place."""
 
+    names: tuple[str, ...]
     used: tuple[bool, ...]
 
     @classmethod
-    def flatten(cls, losses: StepLosses, gradients: Sequence[Tensor | None]) -> tuple[FlatResult, list[Tensor]]:
-        tensors = [losses.loss, losses.loss_cls, losses.loss_guidance, *(g for g in gradients if g is not None)]
-        return cls(tuple(gradient is not None for gradient in gradients)), tensors
+    def flatten(cls, losses: Losses, gradients: Gradients) -> tuple[FlatResult, list[Tensor]]:
+        tensors = [*losses.values(), *(gradient for gradient in gradients if gradient is not None)]
+        return cls(tuple(losses), tuple(gradient is not None for gradient in gradients)), tensors
 
-    def restore(self, tensors: Sequence[Tensor]) -> tuple[StepLosses, list[Tensor | None]]:
-        remaining = iter(tensors[3:])
-        return StepLosses(*tensors[:3]), [next(remaining) if used else None for used in self.used]
+    def restore(self, tensors: Sequence[Tensor]) -> tuple[Losses, Gradients]:
+        remaining = iter(tensors)
+        losses = {name: next(remaining) for name in self.names}
+        return losses, [next(remaining) if used else None for used in self.used]
 
 
 def announce(text: str) -> None:

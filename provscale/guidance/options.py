@@ -1,0 +1,71 @@
+"""What guidance is asked to do: one frozen, checked set of options, which is also the config's section `guidance`."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from provscale.errors import UserError
+from provscale.registry import nearest
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """Eq. 1: L = L_cls + alpha * L_PG.
+
+    Args:
+        alpha: weight of the guidance loss; 0 is the baseline arm.
+        score: the score whose input gradient is guided: logit (the paper), or another of `SCORES`.
+        measure: how the gradient outside a target's own elements is measured: energy (the paper), or another of
+            `MEASURES`.
+        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers.
+        mask: provenance (the method), random (ablation: the mask moved to a random place) or none (ablation).
+        reduction: sum or mean of the measure over one sample's elements.
+        every: guide every k-th optimizer step only, with k times alpha.
+        sampled_term: soft labels: none computes both terms; sample or batch draws one (for each sample, or one for the
+            whole batch), half the guidance's cost, the same expectation.
+        split_batch: differentiate only a batch's synthetic samples twice, real ones once: the same numbers, cheaper
+            where most samples are real; for executor eager and networks without BatchNorm.
+
+    Raises:
+        UserError: a value that is not allowed, or options that exclude each other.
+    """
+
+    alpha: float = 0.0
+    score: str = "logit"
+    measure: str = "energy"
+    executor: str = "eager"
+    mask: Literal["provenance", "random", "none"] = "provenance"
+    reduction: Literal["sum", "mean"] = "sum"
+    every: int = 1
+    sampled_term: Literal["none", "sample", "batch"] = "none"
+    split_batch: bool = False
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, hint in hints.items():
+            allowed = typing.get_args(hint)
+            if allowed and getattr(self, name) not in allowed:
+                value, hint = str(getattr(self, name)), nearest(str(getattr(self, name)), list(allowed))
+                raise UserError(f"guidance.{name}: is '{value}', must be one of: {', '.join(allowed)}{hint}")
+        if not 0 <= self.alpha < float("inf"):
+            raise UserError(f"guidance.alpha: is {self.alpha}, must be 0 or more and finite")
+        if self.every < 1:
+            raise UserError(f"guidance.every: is {self.every}, must be at least 1")
+        if self.sampled_term != "none" and self.mask == "none":
+            raise UserError(
+                f"guidance.sampled_term: is {self.sampled_term} while guidance.mask is none, where the two terms "
+                "overlap; set one of them to its default"
+            )
+        if self.measure == "share" and (self.sampled_term != "none" or self.reduction != "sum"):
+            raise UserError(
+                "guidance.measure: is share, a quotient of sums over a sample's elements, which is neither the sum of "
+                "two terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their "
+                "defaults"
+            )
+        if self.split_batch and self.executor != "eager":
+            raise UserError(
+                f"guidance.split_batch: is true while guidance.executor is {self.executor}, which would record every "
+                "number of synthetic samples anew; set it to false, or use guidance.executor eager"
+            )
