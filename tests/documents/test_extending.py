@@ -15,13 +15,13 @@ PAGE = ROOT / "docs" / "extending.md"
 
 def test_examples_train_together(tmp_path: Path) -> None:
     blocks = re.findall(r"<!-- (\w+) -->\s*```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert [name for name, _ in blocks] == ["synthesis", "data", "model", "metric"]
+    assert [name for name, _ in blocks] == ["loss", "synthesis", "data", "model", "metric"]
     for name, block in blocks:
         exec(compile(block, f"extending.md {name}", "exec"), {"__name__": f"extending_{name}"})
     arguments = [
         "--data.name=squares", "--model.name=tiny", "--model.options.width=4", "--synthesis.name=halves",
         "--evaluation.metrics=[confidence,group_accuracy]", "--evaluation.best=accuracy", "--data.batch_size=8",
-        "--data.image_size=16", "--train.epochs=1", "--guidance.alpha=0.05", "--tracking.wandb=disabled",
+        "--data.image_size=16", "--train.epochs=1", "--guidance.alpha=0.05", "--guidance.score=margin", "--guidance.measure=huber", "--tracking.wandb=disabled",
         f"--run.dir={tmp_path}",
     ]  # fmt: skip
     assert main(arguments) == 0

@@ -38,7 +38,11 @@ def trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """Largest relative difference of a loss, or of a parameter tensor by its norm."""
-    losses = [abs(a - b) / abs(b) for a, b in zip(found["losses"], expected["losses"], strict=True)]
+    losses = [
+        abs(mine[name] - theirs[name]) / abs(theirs[name])
+        for mine, theirs in zip(found["losses"], expected["losses"], strict=True)
+        for name in {**mine, **theirs}
+    ]
     return max(*losses, weight_difference(found["network"], expected["network"]))
 
 
@@ -50,7 +54,8 @@ def weight_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_losses_and_parameters_equal_one_process(engine: str) -> None:
-    """Three networks, hard and soft labels, SGD and AdamW, rates that change every step, with and without accumulation.
+    """Four networks, one with two losses of its own, hard and soft labels, SGD and AdamW, rates that change every
+    step, with and without accumulation.
 
     The reference is one process that accumulates over the same chunks.
     """
@@ -59,6 +64,8 @@ def test_losses_and_parameters_equal_one_process(engine: str) -> None:
     print(engine, {model: max(value for case, value in worst.items() if case[0] == model) for model, *_ in CASES})
     assert max(worst.values()) < TOLERANCE, worst
     for case in CASES:
+        own = {"loss_size", "loss_spread"} if case[0] == "own losses" else set()
+        assert {*found[case]["losses"][0]} == {"loss", "loss_cls", "loss_guidance", *own}
         assert found[case]["shapes"] == expected[case]["shapes"]
         shapes = {name: list(value.shape) for name, value in found[case]["network"].items()}
         assert shapes == found[case]["shapes"]

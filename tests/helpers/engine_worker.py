@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from networks import CLASSES, random_sample, small_cnn, small_vit
+from networks import CLASSES, losses_of_its_own, random_sample, small_cnn, small_vit
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -52,7 +52,7 @@ def skeleton() -> nn.Module:
     return SkeletonNetwork()
 
 
-MODELS = {"cnn": small_cnn, "vit": small_vit, "skeleton": skeleton}
+MODELS = {"cnn": small_cnn, "vit": small_vit, "skeleton": skeleton, "own losses": losses_of_its_own}
 CASES = [(model, targets, accumulation) for model in MODELS for targets in (1, 2) for accumulation in (1, 2)]
 
 
@@ -102,19 +102,20 @@ def train(
     data = training_set(model, targets)
     engine = start(config, MODELS[model](), data[:4] if check else None, split)
     plan = BatchPlan(len(data), BATCH, 0, engine.rank, engine.world_size, accumulation)
-    losses, total = [], torch.zeros(())
+    losses: list[dict[str, float]] = []
+    total: dict[str, Tensor] = {}
     engine.prepared.train()
     for micro in list(plan.micro_batches(0))[: steps * accumulation]:
         set_learning_rate(engine.optimizer, learning_rate(config.optim, micro.step, STEPS))
         with engine.accumulate():
-            loss = engine.losses(data[torch.tensor(micro.indices)])["loss"]
-            engine.backward(loss)
-            total = total + loss.detach() / accumulation
+            found = engine.losses(data[torch.tensor(micro.indices)])
+            engine.backward(found["loss"])
+            total = {name: total.get(name, 0) + value.detach() / accumulation for name, value in found.items()}
             engine.update()
         if micro.last:
             engine.average_buffers()
-            losses.append(float(engine.mean(total)))
-            total = torch.zeros(())
+            losses.append({name: float(engine.mean(value)) for name, value in total.items()})
+            total = {}
     return {"losses": losses, "network": engine.network_state(), "shapes": engine.shapes()}, engine
 
 

@@ -40,6 +40,32 @@ def smooth_network() -> nn.Module:
     )
 
 
+class LossesOfItsOwn(nn.Module):
+    """A small network with two losses beside its logits: of its features' size and of their spread, both weighted.
+
+    In evaluation it returns logits alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 5, stride=4), nn.SiLU(), nn.Conv2d(6, 8, 3), nn.Tanh())
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        features = self.features(inputs)
+        logits = self.head(features.mean(dim=(2, 3)))
+        if not self.training:
+            return logits
+        size = features.square().mean()
+        spread = (features - features.mean(dim=(2, 3), keepdim=True)).square().mean()
+        return logits, {"loss_size": 0.3 * size, "loss_spread": -0.2 * spread}
+
+
+def losses_of_its_own() -> nn.Module:
+    torch.manual_seed(0)
+    return LossesOfItsOwn()
+
+
 def random_sample(
     targets: int = 1, size: int = 16, batch: int = 4, real: Iterable[int] = (), levels: int = 2, seed: int = 0
 ) -> Sample:
