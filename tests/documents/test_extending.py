@@ -21,7 +21,8 @@ def test_examples_train_together(tmp_path: Path) -> None:
     arguments = [
         "--data.name=squares", "--model.name=tiny", "--model.options.width=4", "--synthesis.name=halves",
         "--evaluation.metrics=[confidence,group_accuracy]", "--evaluation.best=accuracy", "--data.batch_size=8",
-        "--data.image_size=16", "--train.epochs=1", "--guidance.alpha=0.05", "--guidance.score=margin", "--guidance.measure=huber", "--tracking.wandb=disabled",
+        "--data.image_size=16", "--train.epochs=1", "--guidance.alpha=0.05", "--guidance.score=margin",
+        "--guidance.measure=huber", "--tracking.wandb=disabled",
         f"--run.dir={tmp_path}",
     ]  # fmt: skip
     assert main(arguments) == 0

@@ -101,7 +101,8 @@ def test_a_run_logs_them_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     arguments = [
         "--data.name=digits", "--data.image_size=32", "--data.batch_size=8", "--model.name=own_losses",
         "--data.options={train: 16, edits: 8, test: 10}", "--synthesis.name=cutmix", "--guidance.alpha=0.1",
-        "--train.epochs=1", "--tracking.wandb=disabled", "--tracking.images=0", "--evaluation.metrics=[group_accuracy]", f"--run.dir={tmp_path}",
+        "--train.epochs=1", "--tracking.wandb=disabled", "--tracking.images=0",
+        "--evaluation.metrics=[group_accuracy]", f"--run.dir={tmp_path}",
     ]  # fmt: skip
     assert main(arguments) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
