@@ -26,7 +26,7 @@ demo-seeds: install
 # What cheaper guidance does to accuracy, and what it costs.
 less-work-seeds: install
 	OMP_NUM_THREADS=1 $(RUN)/python tools/demo.py --dir $(DEMO_DIR) --tasks configs/less_work_tasks.yaml --seeds 3 4 5 \
-		--doc docs/performance.md
+		--doc docs/benchmarks/README.md
 
 # OpenMMLab on top of the environment: skeletons by HRNet, PoseC3D, ST-GCN. Everything else works without.
 skeleton: install
@@ -42,15 +42,15 @@ test-fast: install
 test-gpu: install
 	$(RUN)/python -m pytest -m gpu
 
-# Every table and picture of docs/performance.md but those of trained networks (less-work-seeds), on this CPU.
+# Every table and picture of docs/benchmarks but those of trained networks (less-work-seeds), on this CPU.
 benchmark: install
-	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts step roofline --doc docs/performance.md
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts step roofline --doc docs/benchmarks/README.md
 	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts engines --backbones vgg16 deit resnet50 skp \
-		--labels hard soft --doc docs/performance.md
-	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts memory --labels soft --doc docs/performance.md
+		--labels hard soft --doc docs/benchmarks/README.md
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts memory --labels soft --doc docs/benchmarks/README.md
 	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark.profile_step --device cpu --batch vgg16=4 deit=16 resnet50=16 \
-		--doc docs/performance.md
-	$(RUN)/python -m tools.benchmark.loader --doc docs/performance.md
+		--doc docs/benchmarks/README.md
+	$(RUN)/python -m tools.benchmark.loader --doc docs/benchmarks/README.md
 
 # The same on a GPU, at Table 8's sizes, after every GPU test; JSON and pictures into docs/benchmarks.
 benchmark-gpu: test-gpu

@@ -2,7 +2,7 @@
 
 python tools/demo.py                                          one seed: what `make demo` runs
 python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the tables in docs/demo.md
-python tools/demo.py --tasks configs/less_work_tasks.yaml --seeds 3 4 5 --doc docs/performance.md
+python tools/demo.py --tasks configs/less_work_tasks.yaml --seeds 3 4 5 --doc docs/benchmarks/README.md
                                                               what cheaper guidance does to accuracy
 """
 

@@ -138,7 +138,7 @@ def test_the_page_has_a_row_of_every_metric_for_three_seeds(task: str) -> None:
 
 @pytest.mark.parametrize("task", LESS_WORK_TASKS)
 def test_the_page_about_speed_has_a_row_of_every_metric_for_three_seeds(task: str) -> None:
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
     block = page.split(f"<!-- measured {task} -->")[1].split(f"<!-- /measured {task} -->")[0]
     for metric in LESS_WORK_TASKS[task]["metrics"]:
         (row,) = [line for line in block.splitlines() if line.startswith(f"| {demo.LABELS[metric]} |")]

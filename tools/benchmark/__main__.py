@@ -2,7 +2,7 @@
 
     python -m tools.benchmark --quick                      minutes on a CPU: small images, eager
     python -m tools.benchmark                              on a CUDA device: Table 8's sizes, every executor
-    python -m tools.benchmark --quick --doc docs/performance.md
+    python -m tools.benchmark --quick --doc docs/benchmarks/README.md
     python -m tools.benchmark --quick --parts engines --backbones resnet50 deit      small images under every engine
     python -m tools.benchmark --quick --parts memory roofline                        the parts that are not timed steps
 

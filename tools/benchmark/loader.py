@@ -1,6 +1,6 @@
 """Times the trainer's loader against timm's at equal work, in one run, and writes JSON and a table.
 
-    python -m tools.benchmark.loader --doc docs/performance.md
+    python -m tools.benchmark.loader --doc docs/benchmarks/README.md
 
 Both read the same JPEG files (made here of photographs in installed packages, of 500 x 375 pixels, as CUB's are about)
 and end with the same float32 batches [B, 3, S, S], normalised by ImageNet's mean and deviation, on the CPU.

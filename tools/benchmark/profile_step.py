@@ -2,7 +2,7 @@
 
     python -m tools.benchmark.profile_step --quick                                   small images, seconds a network
     python -m tools.benchmark.profile_step                                           Table 8's sizes, for a GPU
-    python -m tools.benchmark.profile_step --batch vgg16=4 deit=8 resnet50=8 --doc docs/performance.md
+    python -m tools.benchmark.profile_step --batch vgg16=4 deit=8 resnet50=8 --doc docs/benchmarks/README.md
 
 PyTorch's profiler records whole training steps of `GuidedStep`. An operation's time is what it spends outside the
 operations it calls: on CUDA that of its kernels, on a CPU its own. "outside operations" is the rest of the step:
