@@ -43,6 +43,21 @@ class Objective:
     class_weights: Tensor | None = None
     autocast_dtype: torch.dtype | None = None
 
+    def terms(self, network: nn.Module, sample: Sample, guided: bool) -> Losses:
+        """`loss_cls`, `loss_guidance` (0 unless `guided`) and the network's own, each with its graph."""
+        inputs = sample.inputs.detach().requires_grad_(guided)
+        # A caller's autocast would also act on the derivatives taken here, and on a network that is to run in FP32.
+        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+            if guided:
+                with twice_differentiable_attention(), fast_second_derivatives(network):
+                    logits, own = run_network(network, inputs, self.autocast_dtype)
+                loss_guidance = guidance_loss(logits, inputs, sample, self.options)
+            else:
+                logits, own = run_network(network, inputs, self.autocast_dtype)
+                loss_guidance = logits.new_zeros(())
+            loss_cls = classification_loss(logits, sample, self.class_weights)
+        return {"loss_cls": loss_cls, "loss_guidance": loss_guidance, **own}
+
     def __call__(
         self,
         network: nn.Module,
@@ -61,25 +76,28 @@ class Objective:
             verify: look for operations whose second derivative PyTorch would leave out silently; once is enough.
         """
         guided = is_guided(sample, alpha)
-        inputs = sample.inputs.detach().requires_grad_(guided)
-        # A caller's autocast would also act on the derivatives taken here, and on a network that is to run in FP32.
-        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
-            if guided:
-                with twice_differentiable_attention(), fast_second_derivatives(network):
-                    logits, own = run_network(network, inputs, self.autocast_dtype)
-                loss_guidance = guidance_loss(logits, inputs, sample, self.options)
-            else:
-                logits, own = run_network(network, inputs, self.autocast_dtype)
-                loss_guidance = logits.new_zeros(())
-            loss_cls = classification_loss(logits, sample, self.class_weights)
-            losses = {"loss_cls": loss_cls, "loss_guidance": loss_guidance, **own}
+        losses = self.terms(network, sample, guided)
+        with torch.enable_grad(), torch.autocast(sample.inputs.device.type, enabled=False):
             if share != 1:
                 losses = {name: share * value for name, value in losses.items()}
-            weight = alpha.to(loss_guidance.dtype) if isinstance(alpha, Tensor) else alpha
-            loss = losses["loss_cls"] + weight * losses["loss_guidance"]
-            for name in own:
-                loss = loss + losses[name]
+            weight = alpha.to(losses["loss_guidance"].dtype) if isinstance(alpha, Tensor) else alpha
+            others = [value for name, value in losses.items() if name not in ("loss_cls", "loss_guidance")]
+            loss = sum(others, losses["loss_cls"] + weight * losses["loss_guidance"])
             if guided and verify:
                 refuse_first_order_operations(loss)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}, list(gradients)
+
+    def gradient_norms(self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample) -> dict[str, Tensor]:
+        """How long the gradients of L_cls and of L_PG with respect to all parameters are: whether guidance is felt.
+
+        Returns:
+            `gradient_norm_cls` and `gradient_norm_guidance` (not multiplied by alpha), FP32 scalars.
+        """
+        losses = self.terms(network, sample, guided=True)
+        norms = {}
+        for name in ("cls", "guidance"):
+            found = torch.autograd.grad(losses[f"loss_{name}"], parameters, retain_graph=True, allow_unused=True)
+            lengths = [gradient.norm() for gradient in found if gradient is not None]
+            norms[f"gradient_norm_{name}"] = torch.stack(lengths).norm()
+        return norms

@@ -17,6 +17,8 @@ from provscale.guidance.scores import SCORES
 from provscale.predictions import predict
 from provscale.sample import Sample
 
+GRADIENT_NORMS = "gradient_norms"
+"""An output of the step itself, beside the network's `OUTPUTS`: see `Objective.gradient_norms`."""
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16}
 
 
@@ -87,16 +89,18 @@ class GuidedStep(nn.Module):
             sample: a batch on the network's device.
             anchor: scalar that requires grad, needed by ZeRO-3 and FSDP2: their hooks wait for its gradient.
             alpha: weight of L_PG in this step; None = that of the options.
-            outputs: names of predictions wanted, in `provscale.predictions.OUTPUTS`.
+            outputs: names of predictions wanted, in `provscale.predictions.OUTPUTS`; or `GRADIENT_NORMS` alone.
 
         Returns:
             Training: `loss` (scalar; its backward fills parameter gradients), `loss_cls`, `loss_guidance` and the
             network's own (detached). Prediction: see `predict`.
         """
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        if outputs == {GRADIENT_NORMS}:
+            return self.objective.gradient_norms(self.network, parameters, sample)
         if outputs is not None:
             return predict(self.network, sample, outputs, self.autocast_dtype)
         alpha = self.options.alpha if alpha is None else alpha
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         losses, gradients = self.executor(
             self.network, parameters, sample, self.objective, alpha, verify=not self.verified
         )
