@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from provscale.registry import Registry
@@ -49,3 +50,18 @@ def share(outside: Tensor, gradients: Sequence[Tensor], sample: Sample) -> Tenso
     """
     whole = sum(per_sample(gradient.square()) for gradient in gradients)
     return per_sample(outside.square()) / (whole + SMALLEST_ENERGY)
+
+
+@MEASURES.register("attribution_share")
+def attribution_share(outside: Tensor, gradients: Sequence[Tensor], sample: Sample) -> Tensor:
+    """1 - EPG: the share of positive attributions that lies outside, in [0, 1] for a binary M.
+
+    Attributions are input x gradient, summed over channels; it is the "Energy" loss of Model-Guidance (Rao et al., ICCV
+    2023, section 3.3) with M in place of a box. Depends on where the inputs' zero lies, as input x gradient does.
+    """
+
+    def positive(gradient: Tensor) -> Tensor:
+        return per_sample(torch.relu((sample.inputs.to(gradient.dtype) * gradient).sum(dim=1)))
+
+    whole = sum(positive(gradient) for gradient in gradients)
+    return positive(outside) / (whole + SMALLEST_ENERGY)

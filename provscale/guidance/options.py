@@ -9,6 +9,9 @@ from typing import Literal
 from provscale.errors import UserError
 from provscale.registry import nearest
 
+QUOTIENTS = ("share", "attribution_share")
+"""Measures that are no sums over elements."""
+
 
 @dataclass(frozen=True)
 class GuidanceOptions:
@@ -58,11 +61,10 @@ class GuidanceOptions:
                 f"guidance.sampled_term: is {self.sampled_term} while guidance.mask is none, where the two terms "
                 "overlap; set one of them to its default"
             )
-        if self.measure == "share" and (self.sampled_term != "none" or self.reduction != "sum"):
+        if self.measure in QUOTIENTS and (self.sampled_term != "none" or self.reduction != "sum"):
             raise UserError(
-                "guidance.measure: is share, a quotient of sums over a sample's elements, which is neither the sum of "
-                "two terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their "
-                "defaults"
+                f"guidance.measure: is {self.measure}, a quotient of sums over a sample's elements, neither the sum of two "
+                "terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their defaults"
             )
         if self.split_batch and self.executor != "eager":
             raise UserError(

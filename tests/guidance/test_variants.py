@@ -44,6 +44,9 @@ def expected_penalty(network: nn.Module, sample: Sample, score: str, measure: st
         outside = (1 - mask) * gradients[0] + (mask * gradients[1] if len(gradients) == 2 else 0)
         if measure == "l1":
             value = outside.abs().sum()
+        elif measure == "attribution_share":
+            positive = [(inputs * gradient).sum(dim=0).clamp(min=0).sum() for gradient in (outside, *gradients)]
+            value = positive[0] / sum(positive[1:])
         else:
             value = (outside**2).sum()
             if measure == "share":
