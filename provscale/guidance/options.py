@@ -63,8 +63,9 @@ class GuidanceOptions:
             )
         if self.measure in QUOTIENTS and (self.sampled_term != "none" or self.reduction != "sum"):
             raise UserError(
-                f"guidance.measure: is {self.measure}, a quotient of sums over a sample's elements, neither the sum of two "
-                "terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their defaults"
+                f"guidance.measure: is {self.measure}, a quotient of sums over a sample's elements, neither the sum of "
+                "two terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their "
+                "defaults"
             )
         if self.split_batch and self.executor != "eager":
             raise UserError(
