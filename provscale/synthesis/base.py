@@ -42,6 +42,10 @@ class Synthesis:
         """
         return sample
 
+    def remark(self) -> str:
+        """What a user should know of the samples made so far in this process; "" = nothing. Printed with epochs."""
+        return ""
+
 
 class Mixing(Synthesis):
     """Base class of syntheses that mix each sample A with a partner B into one soft-label sample."""

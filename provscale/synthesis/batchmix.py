@@ -1,8 +1,9 @@
 """BatchMix: skeleton sequences of two clips in one, with the source of every element.
 
-B clips, P person slots, F frames, E elements of a skeleton. The recipe of the published results is not public. Like
-the augmentation of Structured Keypoint Pooling (Hachiuma et al., CVPR 2023), which puts the points of different clips
-together, people of both clips meet here; counts and places are our choice.
+B clips, P person slots, F frames, E elements of a skeleton. The recipe of the published results is not public. The
+augmentation of Structured Keypoint Pooling "mixes multiple point clouds extracted from different videos" (Hachiuma et
+al., CVPR 2023), and the same authors' SLPS (2026) reshapes pairs of clips into one with everybody in it. So `overlay`
+puts everybody of both clips together; nobody is left out, and no label becomes wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from provscale.errors import UserError
 from provscale.sample import Sample
 from provscale.synthesis.base import SYNTHESES, Mixing, mixed
 
-Variant = Literal["persons", "frames", "both"]
+Variant = Literal["overlay", "persons", "frames", "both"]
 FROM_A, FROM_B, NOBODY = 0, 1, 2
 
 
@@ -62,22 +63,35 @@ class BatchMix(Mixing):
     mixed clip is marked in `valid_mask`, so that guidance acts on real coordinates and confidences only.
 
     Args:
-        variant: `persons`: people of both clips, for their whole sequences (see `mix_persons`); `frames`: a run of
-            frames of A is replaced by B's (see `mix_frames`); `both`: people of B join within a run of frames.
+        variant: `overlay`: everybody of both clips, A's in the first P slots and B's in P more. Ablations, which drop
+            people while the label stays: `persons`: some people of both clips, for their whole sequences (see
+            `mix_persons`); `frames`: a run of frames of A is replaced by B's (see `mix_frames`); `both`: people of B
+            join within a run of frames.
         beta: parameter b of the run's length.
+        slots: of `overlay`: person slots of a mixed clip; null = 2 P, enough for both. With fewer the least confident
+            persons are left out and counted.
+
+    Attributes:
+        persons, dropped: how many persons `overlay` has seen in this process, and how many of them it left out.
 
     Raises:
-        UserError: another variant, or beta not above 0.
+        UserError: another variant, beta not above 0, or slots that are no positive number.
     """
 
-    def __init__(self, variant: Variant = "persons", beta: float = 1.0) -> None:
+    def __init__(self, variant: Variant = "overlay", beta: float = 1.0, slots: int | None = None) -> None:
         if variant not in get_args(Variant):
             raise UserError(
                 f"synthesis.options.variant: is '{variant}', must be one of: {', '.join(get_args(Variant))}"
             )
         if not beta > 0:
             raise UserError(f"synthesis.options.beta: is {beta}, must be above 0")
-        self.variant, self.beta = variant, beta
+        if slots is not None and (slots < 1 or variant != "overlay"):
+            raise UserError(
+                f"synthesis.options.slots: is {slots} with variant {variant}; it must be at least 1, and belongs to "
+                "variant overlay"
+            )
+        self.variant, self.beta, self.slots = variant, beta, slots
+        self.persons = self.dropped = 0
 
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
         inputs = sample.inputs
@@ -87,6 +101,8 @@ class BatchMix(Mixing):
                 f"{list(inputs.shape)}; choose cutmix or resizemix for images"
             )
         valid_a, valid_b = validity(sample), validity(partners)
+        if self.variant == "overlay":
+            return self.overlay(sample, partners, valid_a, valid_b)
         occupied = [who_is_there(part, valid) for part, valid in ((sample, valid_a), (partners, valid_b))]
         source, slot = (
             drawn.to(inputs.device, non_blocking=True)
@@ -104,6 +120,32 @@ class BatchMix(Mixing):
         total = valid.flatten(1).sum(dim=1)
         weight = torch.where(total > 0, (valid * mask).flatten(1).sum(dim=1) / total.clamp(min=1), 1.0)
         return mixed(sample, partners, merged, mask, weight, valid)
+
+    def overlay(self, sample: Sample, partners: Sample, valid_a: Tensor, valid_b: Tensor) -> Sample:
+        """Everybody of both clips: [B, S, F, E] with S = `slots` or 2 P."""
+        inputs, valid = torch.cat([sample.inputs, partners.inputs], dim=1), torch.cat([valid_a, valid_b], dim=1)
+        mask = torch.cat([torch.ones_like(valid_a), torch.zeros_like(valid_b)], dim=1)
+        present = np.concatenate([who_is_there(sample, valid_a), who_is_there(partners, valid_b)], axis=1).sum(axis=1)
+        slots = inputs.shape[1] if self.slots is None else min(self.slots, inputs.shape[1])
+        self.persons += int(present.sum())
+        self.dropped += int(np.maximum(present - slots, 0).sum())
+        if slots < inputs.shape[1]:
+            evidence = (inputs * valid).unflatten(3, (-1, 3))[..., 2].flatten(2).sum(dim=2)
+            kept = evidence.topk(slots, dim=1).indices.sort(dim=1).values[:, :, None, None]
+            inputs, valid, mask = (
+                part.gather(1, kept.expand(-1, -1, *part.shape[2:])) for part in (inputs, valid, mask)
+            )
+        total = valid.flatten(1).sum(dim=1)
+        weight = torch.where(total > 0, (valid * mask).flatten(1).sum(dim=1) / total.clamp(min=1), 1.0)
+        return mixed(sample, partners, inputs * (valid > 0), mask, weight, valid)
+
+    def remark(self) -> str:
+        if not self.dropped:
+            return ""
+        return (
+            f"batchmix: {self.dropped} of {self.persons} persons found no slot so far, the least confident ones; "
+            "synthesis.options.slots sets their number"
+        )
 
     def draw(
         self, occupied_a: np.ndarray, occupied_b: np.ndarray, frames: int, generators: list[np.random.Generator]

@@ -64,13 +64,55 @@ def test_elements_come_from_where_the_mask_says(variant: str) -> None:
 def test_people_who_are_not_chosen_are_gone() -> None:
     """A slot of A that no one of B took is either whole or empty, and both happen."""
     sample = batch(0)
-    found = BatchMix()(sample, batch(10_000), (0,))
+    found = BatchMix("persons")(sample, batch(10_000), (0,))
     mine = (sample.inputs[..., 0] > 0).all(dim=2) & (found.inputs < 10_000).flatten(2).all(dim=2)
     whole = (found.inputs == sample.inputs).flatten(2).all(dim=2)
     gone = (found.inputs == 0).flatten(2).all(dim=2)
     assert (whole ^ gone)[mine].all()
     assert whole[mine].any()
     assert gone[mine].any()
+
+
+def test_everybody_of_both_clips_is_in_the_overlay() -> None:
+    """A in the first P slots, B in the others, element by element; M says so, and nobody is dropped."""
+    sample, partners, mix = batch(0), batch(10_000), BatchMix()
+    found = mix(sample, partners, (1, 2))
+    assert found.inputs.shape == found.provenance_mask.shape == (B, 2 * P, F, E)
+    assert torch.equal(found.inputs, torch.cat([sample.inputs, partners.inputs], dim=1))
+    assert found.valid_mask is not None
+    there = found.valid_mask.bool()
+    assert torch.equal(there, torch.cat([sample.valid_mask, partners.valid_mask], dim=1).bool())  # type: ignore[list-item]
+    assert (found.provenance_mask[:, :P] == 1).all()
+    assert (found.provenance_mask[:, P:] == 0).all()
+    ours, theirs = there[:, :P].flatten(1).sum(1), there[:, P:].flatten(1).sum(1)
+    torch.testing.assert_close(found.mixing_weight, ours / (ours + theirs))
+    people = 2 * sum(clip % P + 1 for clip in range(B))
+    assert (mix.persons, mix.dropped, mix.remark()) == (people, 0, "")
+    one, two = torch.ones_like(found.inputs), torch.full_like(found.inputs, 2.0)
+    assert float(guidance_penalty([one, two], found)) == pytest.approx(float(theirs.sum() + 4 * ours.sum()) / B)
+
+
+@pytest.mark.parametrize("slots", [1, 4, 2 * P, 99])
+def test_the_least_confident_have_no_slot(slots: int) -> None:
+    """Who is kept: a sort of each person's summed confidences, here; who they are, and whose, stays with them."""
+    sample, partners, mix = batch(0), batch(10_000), BatchMix(slots=slots)
+    found = mix(sample, partners, (1, 2))
+    both = torch.cat([sample.inputs, partners.inputs], dim=1)
+    kept = min(slots, 2 * P)
+    assert found.inputs.shape == (B, kept, F, E)
+    dropped = 0
+    for row in range(B):
+        confidence = both[row, :, :, 2::3].sum(dim=(1, 2))
+        order = sorted(range(2 * P), key=lambda person: -float(confidence[person]))
+        people = [person for person in order if both[row, person].any()]
+        dropped += max(len(people) - kept, 0)
+        expected = {float(both[row, person].max()) for person in people[:kept]}
+        assert {float(person.max()) for person in found.inputs[row] if person.any()} == expected
+    from_b = found.inputs >= 10_000
+    there = found.valid_mask.bool()  # type: ignore[union-attr]
+    assert torch.equal(from_b[there], found.provenance_mask[there] == 0)
+    assert mix.dropped == dropped
+    assert (str(dropped) in mix.remark()) == (dropped > 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -96,7 +138,7 @@ def test_what_each_variant_mixes() -> None:
 
 def test_draws_depend_on_key_and_index_only() -> None:
     """A sample is mixed alike in any batch with the same partner: what makes runs independent of the world size."""
-    sample, partners, mix = batch(0), batch(10_000), BatchMix()
+    sample, partners, mix = batch(0), batch(10_000), BatchMix("persons")
     whole = mix(sample, partners, (3, 4))
     part = mix(sample[torch.tensor([9, 5])], partners[torch.tensor([9, 5])], (3, 4))
     assert torch.equal(part.inputs, whole.inputs[[9, 5]])
@@ -150,16 +192,20 @@ def test_clip_in_which_nobody_is_left_stays_as_it_was() -> None:
 
 def test_guidance_acts_on_real_elements_only() -> None:
     """L_PG of Eq. 1 with unit gradients: elements from B count for f_A, those from A for f_B, padding for neither."""
-    found = BatchMix()(batch(0), batch(10_000), (0,))
+    found = BatchMix("persons")(batch(0), batch(10_000), (0,))
     one, two = torch.ones(B, P, F, E), torch.full((B, P, F, E), 2.0)
     ours, theirs = ((found.inputs > 0) & (found.inputs < 10_000)).sum(), (found.inputs >= 10_000).sum()
     assert float(guidance_penalty([one, two], found)) == pytest.approx(float(theirs + 4 * ours) / B)
 
 
 def test_mistakes_are_one_line() -> None:
-    with pytest.raises(UserError, match="variant: is 'people', must be one of: persons, frames, both"):
+    with pytest.raises(UserError, match="variant: is 'people', must be one of: overlay, persons, frames, both"):
         BatchMix("people")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="beta: is 0"):
         BatchMix(beta=0)
+    with pytest.raises(UserError, match="slots: is 0"):
+        BatchMix(slots=0)
+    with pytest.raises(UserError, match="slots: is 3 with variant frames"):
+        BatchMix("frames", slots=3)
     with pytest.raises(UserError, match="batchmix mixes skeletons"):
         BatchMix()(Sample.real(torch.zeros(2, 10), torch.tensor([0, 1])))
