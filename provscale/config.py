@@ -41,6 +41,8 @@ class DataConfig:
         workers: loader processes for each training process.
         image_size: height and width of the network's input, in pixels.
         drop_last: leave out an epoch's last, short batch.
+        validation_share: share of each class's training items to hold out, drawn by the seed, for choosing the best
+            epoch; 0 = choose it on test; null = the data set's own validation split, or test where it has none.
         options: further settings of the data set.
     """
 
@@ -50,6 +52,7 @@ class DataConfig:
     workers: int = 0
     image_size: int = 224
     drop_last: bool = True
+    validation_share: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -140,8 +143,8 @@ class EvaluationConfig:
     """Metrics.
 
     Args:
-        metrics: evaluators that run on the evaluation split; empty = those of the data set.
-        best: metric that decides the best epoch, higher is better; empty = that of the data set.
+        metrics: evaluators that run on validation after an epoch and on test at the end; empty = those of the data set.
+        best: validation metric that decides the best epoch, higher is better; empty = that of the data set.
         every_epochs: epochs between evaluations; the last epoch is always evaluated.
         batch_size: samples of an evaluation batch on each process.
     """
@@ -241,6 +244,8 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}: is {number}, must be 0 or more and finite")
     if not 0 <= config.synthesis.probability <= 1:
         raise UserError(f"synthesis.probability: is {config.synthesis.probability}, must be in [0, 1]")
+    if config.data.validation_share is not None and not 0 <= config.data.validation_share < 1:
+        raise UserError(f"data.validation_share: is {config.data.validation_share}, must be in [0, 1), or null")
     if not 0 <= config.optim.momentum < 1:
         raise UserError(f"optim.momentum: is {config.optim.momentum}, must be in [0, 1)")
     if config.optim.clip_norm is not None and config.optim.clip_norm <= 0:

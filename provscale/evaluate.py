@@ -2,6 +2,9 @@
 
 accelerate launch provscale/evaluate.py --cfg runs/x/config.yaml --weights runs/x/checkpoints/best.safetensors
 
+Nothing of training is needed but its config: no training images (unless `--split train`), batch size, optimizer or
+executor. Whatever engine the launch config names, each process holds the whole network.
+
 Every key of the config can be overridden, e.g. `--evaluation.metrics [group_accuracy]`; `--json` prints one JSON object
 instead of a table. The run folder is not touched.
 """
@@ -12,12 +15,19 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Started as a script, Python puts this file's folder first on its path, where `data` or `config` would shadow others.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from provscale.errors import UserError, reported
+from provscale.registry import nearest
+
+if TYPE_CHECKING:
+    from provscale.data.splits import Split
+
+SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,12 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
 def print_metrics(arguments: list[str]) -> None:
     own = argparse.ArgumentParser(
         prog="evaluate.py",
-        usage="evaluate.py --cfg RUN/config.yaml --weights FILE [--json] [--KEY VALUE ...]",
+        usage="evaluate.py --cfg RUN/config.yaml --weights FILE [--split SPLIT] [--json] [--KEY VALUE ...]",
         allow_abbrev=False,
         epilog="All further options are keys of the config, as for train.py.",
-        description="Prints the metrics of a network's weights on the evaluation split.",
+        description="Prints the metrics of a network's weights on a split of the data set.",
     )
     own.add_argument("--weights", help="weights as training writes them, e.g. runs/x/checkpoints/best.safetensors")
+    own.add_argument("--split", default="test", help="test (default), validation or train")
     own.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options, rest = own.parse_known_args(arguments)
     if not options.weights:
@@ -42,7 +53,10 @@ def print_metrics(arguments: list[str]) -> None:
     if not Path(options.weights).is_file():
         raise UserError(f"--weights: {options.weights} does not exist; training writes best.safetensors and "
                         "final.safetensors into <run>/checkpoints")  # fmt: skip
-    metrics = evaluate_weights(rest, Path(options.weights))
+    if options.split not in SPLITS:
+        hint = nearest(options.split, list(SPLITS))
+        raise UserError(f"--split: is '{options.split}'{hint}, must be one of: {', '.join(SPLITS)}")
+    metrics = evaluate_weights(rest, Path(options.weights), options.split)
     if metrics is None:
         return
     if options.json:
@@ -52,21 +66,25 @@ def print_metrics(arguments: list[str]) -> None:
         print("\n".join(f"{name:<{width}}  {value:8.2f}" for name, value in metrics.items()))
 
 
-def evaluate_weights(arguments: list[str], weights: Path) -> dict[str, float] | None:
+def evaluate_weights(arguments: list[str], weights: Path, split: Split) -> dict[str, float] | None:
     """The metrics on the main process, None on others. `arguments`: the config's command line."""
     from provscale.command_line import parse
 
     config = parse(arguments)
     config.tracking.wandb = "disabled"
-    config.train.self_check = False
     config.model.pretrained = str(weights)
-    from provscale.evaluation import build_evaluators
+    if split == "test":
+        config.data.validation_share = None  # whatever is held out of train, test is the same
+    from provscale.build import build_data, build_network
+    from provscale.engine.select import build_evaluation_engine
     from provscale.evaluation.run import evaluate
+    from provscale.guidance.step import GuidedStep
     from provscale.models.build import read_weights
-    from provscale.trainer import Trainer
 
-    trainer = Trainer(config)
-    engine, splits = trainer.engine, trainer.splits
+    splits = build_data(config)
+    engine = build_evaluation_engine(config)
+    network = build_network(config, splits.num_classes).network
+    engine.prepare_for_evaluation(GuidedStep(network, 0.0, precision=config.train.precision))
     found = {name: list(value.shape) for name, value in read_weights(weights, "--weights").items()}
     expected = engine.shapes()
     if found != expected:
@@ -76,8 +94,7 @@ def evaluate_weights(arguments: list[str], weights: Path) -> dict[str, float] | 
             f"{found.get(other[0], 'absent')} there and {expected.get(other[0], 'absent')} here; give the config of "
             "the run that wrote it"
         )
-    evaluators = build_evaluators(trainer.metrics, splits.num_classes, splits.group_names)
-    metrics = evaluate(engine, splits, evaluators, config.evaluation.batch_size, config.data.workers, config.seed)
+    metrics = evaluate(engine, splits, split, config)
     return metrics if engine.is_main else None
 
 

@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         trainer = Trainer(config)
         tell_outcome("running", config.folder)
-        progress = trainer.fit()
-        tell_outcome("finished" if progress.step == trainer.total_steps else "stopped", config.folder)
+        trainer.fit()
+        tell_outcome("finished" if trainer.finished else "stopped", config.folder)
 
     code = reported(train)
     if code == 2:

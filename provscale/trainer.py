@@ -1,7 +1,8 @@
 """The training loop on Accelerate. It knows nothing of any data set, network or metric.
 
 for every epoch:  for every global batch:  load -> synthesise -> step (loss, gradients) -> update
-                  evaluate, record the best epoch, checkpoint
+                  evaluate on validation, record the best epoch, checkpoint
+at the end:       evaluate on test, with the final weights and with those of the best epoch
 """
 
 from __future__ import annotations
@@ -11,37 +12,34 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from provscale.build import build_data, build_network, build_step, build_training_data
 from provscale.config import Config
-from provscale.data import DATA_SETS
-from provscale.data.base import LoadedItems, class_weights, make_loader, training_source, worker_context
+from provscale.data.loader import make_loader, worker_context
 from provscale.data.plan import BatchPlan, MicroBatch
 from provscale.data.transit import HostSample
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
-from provscale.evaluation import build_evaluators
-from provscale.evaluation.run import evaluate, look
+from provscale.evaluation.run import evaluate, sample_pictures
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.split_batch import refuse_batch_statistics
-from provscale.guidance.step import GuidedStep
-from provscale.models import build_model
+from provscale.models import BuiltModel
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
-from provscale.run.checkpoint import Checkpointer
+from provscale.run.checkpoint import BEST, FINAL, Checkpointer
 from provscale.run.checkpoint_folder import Progress
+from provscale.run.final_test import evaluate_best_and_last
 from provscale.run.run_folder import RunFolder
 from provscale.run.step_report import Readout, StepReport
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
-from provscale.synthesis import build_synthesis, random_mask
+from provscale.synthesis import random_mask
 from provscale.tracking.terminal import ProgressBar
 
 
@@ -56,25 +54,10 @@ class Trainer:
         self.config = config
         if config.data.workers:
             worker_context()  # its server imports PyTorch while the rest is built here
-        # ---- data and synthesis: checked before anything is allocated --------------------------------------------
-        self.splits = DATA_SETS[config.data.name](config.data, config.seed)
-        self.synthesis = build_synthesis(config.synthesis)
-        if config.synthesis.added is not None and not self.synthesis.uses_edits:
-            raise UserError(
-                f"synthesis.added: is {config.synthesis.added}, but synthesis.name {config.synthesis.name} adds no "
-                "edited images; set it to null"
-            )
-        added = config.synthesis.added if self.synthesis.uses_edits else 0
-        self.train_items = LoadedItems(
-            training_source(self.splits, added, config.seed),
-            self.synthesis.prepare,
-            self.splits.train_transform,
-            self.splits.num_classes,
-            config.seed,
-        )
-        self.metrics = config.evaluation.metrics or list(self.splits.metrics)
-        build_evaluators(self.metrics, self.splits.num_classes, self.splits.group_names)
-        # ---- engine ----------------------------------------------------------------------------------------------
+        # Checked before anything is allocated.
+        self.splits = build_data(config)
+        data = build_training_data(config, self.splits)
+        self.synthesis, self.train_items = data.synthesis, data.items
         self.engine = build_engine(config)
         self.plan = BatchPlan(
             len(self.train_items),
@@ -89,16 +72,20 @@ class Trainer:
         self.total_steps = self.plan.steps_per_epoch * config.train.epochs
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
-        # ---- network, step, optimizer ----------------------------------------------------------------------------
-        seed_everything(config.seed, "initial weights")
-        built = build_model(config.model, self.splits.num_classes)
+        built = build_network(config, self.splits.num_classes)
         check_supported(built.network, self.engine.world_size)
-        weights = None
-        if config.optim.class_weights == "inverse_frequency":
-            weights = class_weights(self.train_items.source, self.splits.num_classes)
-        self.step = GuidedStep(
-            built.network, precision=config.train.precision, class_weights=weights, **asdict(config.guidance)
-        )
+        self.step = build_step(config, built, data)
+        self.prepare(built)
+        self.checkpointer = Checkpointer(self.engine, config)
+        self.stop_request = StopRequest()
+        self.stopping = self.finished = False
+        self.reports: deque[StepReport] = deque()
+        # On CUDA a step is looked at when the next one is queued, or the device would run dry at every step.
+        self.unread = int(self.engine.device.type == "cuda")
+
+    def prepare(self, built: BuiltModel) -> None:
+        """Hands step and optimizer to the engine; keeps a copy of the step for the self-check."""
+        config = self.config
         if config.guidance.split_batch:
             built.network.train()
             refuse_batch_statistics(built.network)
@@ -110,22 +97,20 @@ class Trainer:
         self.total_parameters = sum(parameter.numel() for parameter in self.step.parameters())  # before sharding
         self.engine.prepare(self.step, optimizer)
         self.reference = reference.to(self.engine.device) if reference is not None else None
-        # ---- run folder and progress -----------------------------------------------------------------------------
-        self.checkpointer = Checkpointer(self.engine, config)
-        self.stop_request = StopRequest()
-        self.stopping = False
-        self.reports: deque[StepReport] = deque()
-        # On CUDA a step is looked at when the next one is queued, or the device would run dry at every step.
-        self.unread = int(self.engine.device.type == "cuda")
 
     def fit(self) -> Progress:
-        """Trains to the end, or until asked to stop (`Progress.step` tells which)."""
+        """Trains to the end, or until asked to stop; `finished` tells which."""
         config, engine = self.config, self.engine
         with self.stop_request, RunFolder(engine, config) as folder:
             self.progress = self.checkpointer.resume()
             if self.progress.step >= self.total_steps:
                 engine.print(f"{config.folder} has finished already; what follows writes its summary and report again")
             self.folder = folder
+            if self.splits.selected_on == "test":
+                engine.print(
+                    "there is no validation split: the best epoch is chosen on test, so its metrics are optimistic; "
+                    "data.validation_share holds out a share of train"
+                )
             if self.reference is not None and self.progress.step < self.total_steps:
                 self.check()
             folder.open_logs(self.progress.step)
@@ -133,12 +118,10 @@ class Trainer:
             try:
                 self.last_end, self.waited = time.monotonic(), 0.0
                 self.clock = self.last_end - self.progress.seconds
-                finished = self.run_epochs()
+                trained = self.run_epochs()
             finally:
                 self.bar.close()
-            if finished:
-                self.checkpointer.save_weights("final.safetensors")
-                folder.finish(self.progress, self.total_parameters)
+            self.finished = trained and self.finish()
         return self.progress
 
     def run_epochs(self) -> bool:
@@ -250,37 +233,55 @@ class Trainer:
         return local
 
     def evaluate(self, epoch: int) -> None:
-        """Computes the metrics, records the best epoch and its weights, saves pictures."""
-        evaluators = build_evaluators(self.metrics, self.splits.num_classes, self.splits.group_names)
-        config, progress = self.config, self.progress
+        """Computes the metrics that select, records the best epoch and its weights, saves pictures."""
+        splits, progress = self.splits, self.progress
         started = time.monotonic()
-        metrics = evaluate(
-            self.engine, self.splits, evaluators, config.evaluation.batch_size, config.data.workers, config.seed
-        )
-        best = config.evaluation.best or self.splits.best
+        metrics = evaluate(self.engine, splits, splits.selected_on, self.config)
+        best = splits.best
         if best not in metrics:
             raise UserError(f"evaluation.best: '{best}' is not among the metrics: {', '.join(metrics)}")
-        progress.last_metrics = metrics
+        progress.last_step, progress.last_metrics = progress.step, metrics
         if not math.isnan(metrics[best]) and (progress.best_value is None or metrics[best] > progress.best_value):
-            progress.best_value, progress.best_epoch, progress.best_metrics = metrics[best], epoch + 1, metrics
-            self.checkpointer.save_weights("best.safetensors")
-        row: dict[str, Any] = {"kind": "eval", "step": progress.step, "epoch": epoch + 1, **metrics}
-        self.folder.write(row, "eval")
+            progress.best_value, progress.best_metrics = metrics[best], metrics
+            progress.best_epoch, progress.best_step = epoch + 1, progress.step
+            self.checkpointer.save_weights(BEST)
+        row = {"kind": "validation", "split": splits.selected_on, "step": progress.step, "epoch": epoch + 1, **metrics}
+        self.folder.write(row, "validation")
         peak = (
             "" if progress.best_value is None else f" (best {progress.best_value:.2f} in epoch {progress.best_epoch})"
         )
         self.engine.print(f"epoch {epoch + 1}: {best} {metrics[best]:.2f}{peak}, {time.monotonic() - started:.1f} s")
-        if config.tracking.images:
-            pictures = look(self.engine, self.train_items, self.synthesis, self.splits, config.tracking.images)
+        if count := self.config.tracking.images:
+            pictures = sample_pictures(self.engine, self.train_items, self.synthesis, splits, count)
             if pictures is not None:
                 self.folder.save_pictures(pictures, progress.step)
         self.last_end = time.monotonic()
+
+    def finish(self) -> bool:
+        """Writes the final weights, the test metrics, summary and report.
+
+        Returns False when asked to stop before the test metrics are there: started again, the run goes on here.
+        """
+        progress = self.progress
+        self.checkpointer.save_weights(FINAL)
+        tested = evaluate_best_and_last(
+            self.engine, self.config, self.splits, self.checkpointer, progress, self.stop_request
+        )
+        if tested is None:
+            return False
+        epochs = {"last": -(-progress.step // self.plan.steps_per_epoch), "best": progress.best_epoch}
+        for at, metrics in tested.items():
+            row = {"kind": "test", "at": at, "step": progress.step, "epoch": epochs[at], **metrics}
+            self.folder.write(row, f"test_{at}")
+        self.folder.finish(progress, self.splits.selected_on, tested, self.total_parameters)
+        return True
 
     def check(self) -> None:
         """The start-up self-check on a guided micro-batch, if one is near; leaves no trace in what follows."""
         assert self.reference is not None
         epoch, first = divmod(self.progress.step, self.plan.steps_per_epoch)
-        for micro in islice(self.plan.micro_batches(epoch, first), 16):
+        near = 1 if self.config.synthesis.name == "none" else 16
+        for micro in islice(self.plan.micro_batches(epoch, first), near):
             (loaded,) = make_loader(self.train_items, [[(epoch, index) for index in micro.indices]], 0, False)
             sample = self.synthesise(loaded.to(self.engine.device), micro, epoch)
             if sample.guided:

@@ -19,8 +19,8 @@ from folders import BROKEN, make_image_folder, truncate
 from paths import ROOT
 from tiny_runs import arguments, newest, rows, steps_saved, train
 
-from provscale.data.base import LoadedItems, make_loader
 from provscale.data.images.digits import TexturedDigits
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.plan import BatchPlan
 from provscale.errors import UserError
 from provscale.run.checkpoint_folder import damage

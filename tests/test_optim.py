@@ -13,7 +13,7 @@ from tiny_runs import rows, train
 from torch import nn
 
 from provscale.config import OptimConfig
-from provscale.data.base import class_weights
+from provscale.data.splits import class_weights
 from provscale.errors import UserError
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,13 @@ from safetensors.torch import load_file
 from tiny_runs import arguments, rows, same, train
 from torchvision.transforms import v2
 
-from provscale import evaluate as evaluate_entry
 from provscale.command_line import parse
 from provscale.config import DataConfig
 from provscale.data import DATA_SETS
-from provscale.data.base import LoadedItems, make_loader
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.plan import BatchPlan, evaluation_batches
 from provscale.data.transforms import ItemTransform
 from provscale.engine import Engine
-from provscale.evaluation import build_evaluators
 from provscale.evaluation.run import evaluate
 from provscale.guidance.step import GuidedStep
 from provscale.models import build_model
@@ -41,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_metrics_file(run: Path) -> None:
-    """32 samples, batch 8, 2 epochs: 8 training rows, an evaluation row after steps 4 and 8; L = L_cls + a L_PG."""
+    """32 samples, batch 8, 2 epochs: 8 training rows, a validation row after steps 4 and 8; L = L_cls + a L_PG."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in training] == list(range(1, 9))
@@ -51,20 +50,28 @@ def test_metrics_file(run: Path) -> None:
         assert line["loss"] == pytest.approx(line["loss_cls"] + 0.01 * line["loss_guidance"], rel=1e-5)
         assert line["loss_guidance"] > 0
         assert line["samples_per_second"] > 0
-    evaluations = [line for line in lines if line["kind"] == "eval"]
+    evaluations = [line for line in lines if line["kind"] == "validation"]
     assert [(line["epoch"], line["step"]) for line in evaluations] == [(1, 4), (2, 8)]
     assert all({"accuracy", "worst_group"} <= line.keys() for line in evaluations)
+    assert {line["split"] for line in evaluations} == {"validation"}
+    assert [line["kind"] for line in lines[10:]] == ["test"] * 2
+    assert {line["at"] for line in lines[10:]} == {"best", "last"}
 
 
 def test_summary(run: Path) -> None:
-    """The best epoch is the first that has the highest worst-group accuracy in metrics.jsonl."""
+    """The best epoch is the first that has the highest worst-group accuracy on validation in metrics.jsonl."""
     summary = json.loads((run / "summary.json").read_text())
-    evaluations = [row for row in rows(run) if row["kind"] == "eval"]
+    evaluations = [row for row in rows(run) if row["kind"] == "validation"]
     best = max(evaluations, key=lambda row: (row["worst_group"], -row["epoch"]))
     assert summary["best_epoch"] == best["epoch"]
-    for name, value in summary["best_metrics"].items():
-        assert best[name] == value
-    assert summary["final_metrics"]["accuracy"] == evaluations[-1]["accuracy"]
+    assert summary["selected_on"] == "validation"
+    assert {"accuracy", "worst_group"} <= summary["validation"].keys()
+    assert summary["validation"].items() <= best.items()
+    tested = {row["at"]: row for row in rows(run) if row["kind"] == "test"}
+    assert (tested["best"]["epoch"], tested["last"]["epoch"]) == (best["epoch"], 2)
+    for at in ("best", "last"):
+        assert {"accuracy", "worst_group"} <= summary["test"][at].keys()
+        assert summary["test"][at].items() <= tested[at].items()
     assert summary["wall_seconds"] > 0
     assert summary["world_size"] == 1
     network = timm.create_model("test_resnet", num_classes=2)
@@ -85,30 +92,6 @@ def test_weights_load_strictly_into_a_plain_timm_model(run: Path) -> None:
 
 def test_no_leftovers(run: Path) -> None:
     assert not [path for path in run.rglob(".*") if path.name.startswith((".saving", ".config", ".summary"))]
-
-
-def test_evaluating_the_weights_gives_the_numbers_of_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--cfg", str(run / "config.yaml"), "--weights", str(run / "checkpoints" / "best.safetensors")]
-    assert evaluate_entry.main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((run / "summary.json").read_text())["best_metrics"]
-    assert evaluate_entry.main(words) == 0
-    assert "worst_group" in capsys.readouterr().out
-
-
-def test_mistakes_when_evaluating(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg, weights = ["--cfg", str(run / "config.yaml")], str(run / "checkpoints" / "best.safetensors")
-    for words, part in (
-        (cfg, "--weights: is not given"),
-        ([*cfg, "--weights", "/nowhere.safetensors"], "/nowhere.safetensors does not exist"),
-        ([*cfg, "--weights", weights, "--model.name=test_vit"], "another model's weights"),
-        ([*cfg, "--weights", weights, "--data.options={classes: [3, 5, 7], textures: [granite, wood, rough]}"],
-         "is of another model: 2 tensors differ"),
-        ([*cfg, "--weights", str(run / "summary.json")], "cannot be read as weights"),
-    ):  # fmt: skip
-        assert evaluate_entry.main(words) == 2
-        error = capsys.readouterr().err
-        assert part in error
-        assert error.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -186,14 +169,15 @@ def test_evaluation_does_not_depend_on_batch_size(tmp_path: Path) -> None:
     network = build_model(config.model, 2).network
     engine = Engine(config)
     engine.prepare(GuidedStep(network, 0.0), build_optimizer(network.named_parameters(), frozenset(), config.optim))
-    items = [splits.evaluation_transform(splits.evaluation[index]) for index in range(7)]
+    items = [splits.evaluation_transform(splits.test[index]) for index in range(7)]
     network.eval()
     with torch.no_grad():
         predicted = network(torch.stack([item.inputs for item in items])).argmax(dim=1).tolist()
     expected = 100 * sum(answer == item.target for answer, item in zip(predicted, items, strict=True)) / 7
+    splits = replace(splits, metrics=("group_accuracy",))
     for batch_size in (1, 3, 7, 100):
-        evaluators = build_evaluators(["group_accuracy"], 2, splits.group_names)
-        assert evaluate(engine, splits, evaluators, batch_size, 0, 0)["accuracy"] == pytest.approx(expected)
+        config.evaluation.batch_size = batch_size
+        assert evaluate(engine, splits, "test", config)["accuracy"] == pytest.approx(expected)
 
 
 def test_last_short_batch(tmp_path: Path) -> None:
@@ -213,7 +197,7 @@ def test_an_epoch_visits_every_sample_once_on_any_number_of_processes() -> None:
 
 def test_evaluation_every_second_epoch_and_at_the_end(tmp_path: Path) -> None:
     run = train(tmp_path, train__epochs=3, evaluation__every_epochs=2)
-    assert [row["epoch"] for row in rows(run) if row["kind"] == "eval"] == [2, 3]
+    assert [row["epoch"] for row in rows(run) if row["kind"] == "validation"] == [2, 3]
 
 
 def test_baseline_arm_computes_no_guidance(tmp_path: Path) -> None:

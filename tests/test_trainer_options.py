@@ -13,7 +13,8 @@ from provscale.trainer import Trainer
 
 BASE = [
     "--data.name", "digits", "--data.image_size", "32", "--data.batch_size", "4",
-    "--data.options", "{train: 16, edits: 4, test: 4}", "--model.name", "test_resnet", "--guidance.alpha", "0.01",
+    "--data.options", "{train: 16, edits: 4, validation: 4, test: 4}", "--model.name", "test_resnet",
+    "--guidance.alpha", "0.01",
     "--train.epochs", "1", "--train.max_steps", "4", "--tracking.wandb", "disabled", "--tracking.images", "0",
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from paths import ROOT
 from provscale.command_line import parse
 from provscale.config import DataConfig
 from provscale.data import DATA_SETS, DataSplits
-from provscale.data.base import LoadedItems, make_loader
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.skeletons import motions
 from provscale.data.skeletons.clips import SkeletonClip
 from provscale.data.skeletons.items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, person_slots, segments
@@ -30,7 +30,7 @@ from provscale.train import main
 
 CONFIGS = ROOT / "configs"
 pytest.importorskip("pybullet_data", reason="planted actions need the motion clips of pybullet")
-SMALL = {"train": 12, "test": 12, "length": 20, "frames": 8, "persons": 5}
+SMALL = {"train": 12, "validation": 12, "test": 12, "length": 20, "frames": 8, "persons": 5}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_segments_cover_the_clip(frames: int, count: int) -> None:
 @pytest.mark.parametrize("length", [15, 20, 47])
 def test_views_show_every_skeleton_once(length: int) -> None:
     built = DATA_SETS["planted_actions"](DataConfig(name="", options={**SMALL, "length": length, "frames": 16}), 0)
-    views: Any = built.evaluation
+    views: Any = built.test
     seen: dict[str, list[int]] = {}
     for index in range(len(views)):
         view = views.view(index)
@@ -176,9 +176,9 @@ def evaluated(splits: DataSplits, score: Callable[[int], np.ndarray], ranks: int
     for rank in range(ranks):
         (evaluator,) = build_evaluators(["video_ap"], len(CLASSES))
         assert isinstance(evaluator, VideoAP)
-        evaluator.begin(splits)
-        indices = list(range(rank, len(splits.evaluation), ranks))
-        items = LoadedItems(splits.evaluation, lambda item: item, splits.evaluation_transform, len(CLASSES), 0)
+        evaluator.begin(splits.test)
+        indices = list(range(rank, len(splits.test), ranks))
+        items = LoadedItems(splits.test, lambda item: item, splits.evaluation_transform, len(CLASSES), 0)
         (sample,) = make_loader(items, [[(0, index) for index in indices]], 0, False)
         evaluator.accumulate(sample, {"instance_scores": torch.from_numpy(np.stack([score(i) for i in indices]))})
         parts.append(evaluator)
@@ -189,7 +189,7 @@ def evaluated(splits: DataSplits, score: Callable[[int], np.ndarray], ranks: int
 
 def oracle(splits: DataSplits, sign: float) -> Callable[[int], np.ndarray]:
     """Logits `sign` x 5 for the video's class where a skeleton is the actor's, by overlap with the true tube."""
-    views: Any = splits.evaluation
+    views: Any = splits.test
 
     def score(index: int) -> np.ndarray:
         view, clip = views.view(index), views.clip(index)
@@ -226,7 +226,7 @@ def test_processes_agree_with_one(splits: DataSplits) -> None:
 
 def test_scores_reach_the_boxes_they_belong_to(splits: DataSplits) -> None:
     """Scores that name their skeleton: every detection's box is the extent of that skeleton's keypoints, plus 10 %."""
-    views: Any = splits.evaluation
+    views: Any = splits.test
     index = 1
     view, clip = views.view(index), views.clip(index)
     names = 100 * view.frames + view.persons
@@ -245,8 +245,8 @@ def test_scores_reach_the_boxes_they_belong_to(splits: DataSplits) -> None:
 def test_evaluator_refuses_what_it_cannot_use(splits: DataSplits) -> None:
     (evaluator,) = build_evaluators(["video_ap"], len(CLASSES))
     with pytest.raises(UserError, match="needs a data set with person tubes"):
-        evaluator.begin(dataclasses.replace(splits, evaluation=splits.train))
-    evaluator.begin(splits)
+        evaluator.begin(splits.train)
+    evaluator.begin(splits.test)
     with pytest.raises(UserError, match="no clip was evaluated"):
         evaluator.compute()
 
@@ -261,12 +261,12 @@ def test_files_give_the_same_data_set(splits: DataSplits, tmp_path: Path) -> Non
     options = {"frames": 8, "persons": 5, "classes": list(CLASSES)}
     read = DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path / "new"), options=options), 0)
     assert read.class_names == splits.class_names
-    for ours, theirs in ((read.train, splits.train), (read.evaluation, splits.evaluation)):
+    for ours, theirs in ((read.train, splits.train), (read.test, splits.test)):
         assert len(ours) == len(theirs)
         for index in range(len(theirs)):
             assert (ours[index].name, ours[index].target) == (theirs[index].name, theirs[index].target)
             torch.testing.assert_close(ours[index].inputs, theirs[index].inputs, rtol=0, atol=0)
-    ours, theirs = read.evaluation.ground_truth, splits.evaluation.ground_truth  # type: ignore[attr-defined]
+    ours, theirs = read.test.ground_truth, splits.test.ground_truth  # type: ignore[attr-defined]
     assert ours.test_videos == theirs.test_videos
     for video in theirs.test_videos:
         np.testing.assert_array_equal(ours.tubes[video][0].boxes, theirs.tubes[video][0].boxes)
@@ -325,7 +325,8 @@ def test_both_arms_train(tmp_path: Path) -> None:
     for name, alpha in (("guided", "0.01"), ("baseline", "0")):
         assert main([*words, "--run.name", name, "--guidance.alpha", alpha]) == 0
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        train, evaluation = rows[-2], rows[-1]
+        train, evaluation = rows[2], rows[3]
+        assert [row["kind"] for row in rows[3:]] == ["validation", "test", "test"]
         assert train["step"] == 3
         assert (train["loss_guidance"] > 0) == (name == "guided")
         assert train["loss"] == pytest.approx(train["loss_cls"] + float(alpha) * train["loss_guidance"])

@@ -89,7 +89,8 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> str:
-    """A Markdown table: of every metric and arm the last epoch's mean over seeds and each value, and below the cost.
+    """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value,
+    and below the cost.
 
     Args:
         floor: arithmetic of a step of each arm. None is for runs that are evaluated often: the table has the best
@@ -97,7 +98,7 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> s
     """
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
     for metric in metrics:
-        cells = [values_text([summary(run)["final_metrics"][metric] for run in arm]) for arm in runs.values()]
+        cells = [values_text([summary(run)["test"]["last"][metric] for run in arm]) for arm in runs.values()]
         lines.append(f"| {LABELS[metric]} | " + " | ".join(cells) + " |")
     if floor is not None:
         seconds = [values_text([cpu_seconds(run) for run in arm], 0) for arm in runs.values()]
@@ -105,7 +106,7 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> s
         lines.append("| arithmetic of a step at the floor, plain steps | " + " | ".join(map(str, floor)) + " |")
         return "\n".join(lines)
     best = [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
-    peak = [values_text([summary(run)["best_metrics"][metrics[0]] for run in arm]) for arm in runs.values()]
+    peak = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
     seconds = [values_text([summary(run)["wall_seconds"] for run in arm], 0) for arm in runs.values()]
     lines.append("| best epoch | " + " | ".join(best) + " |")
     lines.append(f"| {LABELS[metrics[0]]}, in that epoch | " + " | ".join(peak) + " |")

@@ -22,12 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Writes planted actions in the file formats of UCF101-24.")
     parser.add_argument("folder", type=Path, help="where to write ucf101_2d.pkl, pyannot.pkl and testlist01.txt")
     for entry in fields(PlantedOptions):
+        if entry.name == "validation":  # the files know training and test videos only
+            continue
         parser.add_argument(f"--{entry.name}", type=type(entry.default), default=entry.default)
     parser.add_argument("--box_margin", type=float, default=SkeletonOptions.box_margin)
     given = vars(parser.parse_args(arguments))
     folder, box_margin = given.pop("folder"), given.pop("box_margin")
     try:
-        clips, truth = make_clips(PlantedOptions(**given), box_margin)
+        clips, truth = make_clips(PlantedOptions(**given, validation=0), box_margin)
         for path in write_files(folder, clips, truth):
             print(path)
     except UserError as error:

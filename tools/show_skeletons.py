@@ -59,9 +59,9 @@ class Scene:
     def __init__(self, run: Path, clip: int, weights: str) -> None:
         config = parse(["--cfg", str(run / "config.yaml")])
         splits = DATA_SETS[config.data.name](config.data, config.seed)
-        if not isinstance(splits.evaluation, SkeletonViews):
+        if not isinstance(splits.test, SkeletonViews):
             raise UserError(f"{run}: its data set {config.data.name} has no skeletons; give a run on skeletons")
-        views = splits.evaluation
+        views = splits.test
         starts = [index for index in range(len(views)) if views.places[index][1] == 0]
         if not 0 <= clip < len(starts):
             raise UserError(f"--clip: is {clip}; the test split has clips 0 to {len(starts) - 1}")

@@ -100,6 +100,10 @@ class Engine:
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
             self.prepared, self.optimizer = self.accelerator.prepare(step, optimizer)
 
+    def prepare_for_evaluation(self, step: GuidedStep) -> None:
+        """Takes a step that only predicts: each process holds the whole network, and there is no optimizer."""
+        self.step = self.prepared = step.to(self.device)
+
     def losses(self, sample: Sample, alpha: float | None = None) -> dict[str, Tensor]:
         """One training forward pass; see `GuidedStep.forward`."""
         anchor = torch.zeros((), device=self.device, requires_grad=True)
@@ -188,6 +192,11 @@ class Engine:
         """The whole network's state on the CPU; all processes must call it."""
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
+    def load_network(self, state: dict[str, Tensor]) -> None:
+        """Gives the network a whole state, the same on all processes, which must all call it. For evaluation: what the
+        optimizer keeps of the parameters (ZeRO's own copies) stays as it is."""
+        self.network.load_state_dict(state)
+
     def shapes(self) -> dict[str, list[int]]:
         """Shape of every parameter and buffer of the network by name."""
         return {name: list(value.shape) for name, value in self.network.state_dict().items()}
@@ -203,7 +212,7 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote; all processes must call it."""
-        self.network.load_state_dict(load_file(folder / "model.safetensors", device="cpu"))
+        self.load_network(load_file(folder / "model.safetensors", device="cpu"))
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         self.optimizer.optimizer.load_state_dict(state)
 

@@ -17,7 +17,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -108,6 +113,9 @@ class FSDP2Engine(Engine):
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             state[name] = whole.detach().cpu().clone()
         return state
+
+    def load_network(self, state: dict[str, Tensor]) -> None:
+        set_model_state_dict(self.network, dict(state), options=StateDictOptions(full_state_dict=True))
 
     def save(self, folder: Path) -> None:
         """Every process writes its shards, with PyTorch's distributed checkpoint."""

@@ -7,7 +7,7 @@ import os
 import torch
 
 from provscale.config import Config
-from provscale.engine.base import Engine
+from provscale.engine.base import Engine, environment_without
 from provscale.errors import UserError
 
 
@@ -36,6 +36,18 @@ def build_engine(config: Config) -> Engine:
 
         return FSDP2Engine(config)
     return Engine(config)
+
+
+def build_evaluation_engine(config: Config) -> Engine:
+    """An engine that only predicts. Without gradients and optimizer there is nothing to shard, so each process holds
+    the whole network, whatever engine the launch config names.
+
+    Raises:
+        UserError: see `build_engine`.
+    """
+    check_launch(config)
+    with environment_without("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        return build_engine(config)
 
 
 def launched_with(name: str) -> bool:

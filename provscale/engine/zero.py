@@ -138,6 +138,17 @@ class DeepSpeedEngine(Engine):
         with self.whole_parameters():
             return super().network_state()
 
+    def load_network(self, state: dict[str, Tensor]) -> None:
+        if self.stage < 3:
+            super().load_network(state)
+            return
+        with GatheredParameters(list(self.network.parameters()), modifier_rank=0):
+            if self.is_main:
+                self.network.load_state_dict(state)
+        buffers = dict(self.network.named_buffers())
+        for name in buffers.keys() & state.keys():
+            buffers[name].copy_(state[name])
+
     def shapes(self) -> dict[str, list[int]]:
         state = self.network.state_dict(keep_vars=True)
         return {name: list(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
@@ -161,17 +172,7 @@ class DeepSpeedEngine(Engine):
 
     def load(self, folder: Path) -> None:
         # ZeRO-3's parameters come back with its optimizer state, except those that are not trained.
-        state = load_file(folder / "model.safetensors", device="cpu")
-        if self.stage == 3:
-            parameters = list(self.network.parameters())
-            with GatheredParameters(parameters, modifier_rank=0):
-                if self.is_main:
-                    self.network.load_state_dict(state)
-            buffers = dict(self.network.named_buffers())
-            for name in buffers.keys() & state.keys():
-                buffers[name].copy_(state[name])
-        else:
-            self.network.load_state_dict(state)
+        self.load_network(load_file(folder / "model.safetensors", device="cpu"))
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             piece = torch.load(self.piece(folder), map_location="cpu", weights_only=True)
         pieces: list[Any] = [None] * self.world_size

@@ -12,7 +12,7 @@ from provscale.registry import Registry
 from provscale.sample import Sample
 
 if TYPE_CHECKING:
-    from provscale.data.base import DataSplits
+    from provscale.data.splits import ItemSource
 
 Gather = Callable[[Any], list[Any]]
 """Takes one picklable object from each process, returns the list of all of them, in rank order, on every process."""
@@ -35,8 +35,8 @@ class Evaluator(ABC):
 
     requires: frozenset[str] = frozenset({"logits"})
 
-    def begin(self, splits: DataSplits) -> None:  # noqa: B027  (most evaluators need nothing)
-        """Called once before the first batch, for ground truth that does not fit a sample's annotations."""
+    def begin(self, source: ItemSource) -> None:  # noqa: B027  (most evaluators need nothing)
+        """Called once before the first batch with the items to come, for ground truth that fits no annotations."""
 
     @abstractmethod
     def accumulate(self, sample: Sample, outputs: dict[str, Tensor]) -> None:

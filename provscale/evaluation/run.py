@@ -1,12 +1,15 @@
-"""Runs the evaluators over the evaluation split, on all processes."""
+"""Runs the evaluators over a split, on all processes; and pictures of what the network is trained on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from provscale.data.base import DataSplits, LoadedItems, make_loader
+from provscale.config import Config
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.plan import evaluation_batches
-from provscale.evaluation.base import Evaluator
+from provscale.data.splits import DataSplits, Split
+from provscale.errors import UserError
+from provscale.evaluation import build_evaluators
 from provscale.run.pictures import Pictures, to_pictures
 from provscale.synthesis import Synthesis
 
@@ -14,18 +17,24 @@ if TYPE_CHECKING:
     from provscale.engine import Engine
 
 
-def evaluate(engine: Engine, splits: DataSplits, evaluators: list[Evaluator], batch_size: int, workers: int,
-             seed: int) -> dict[str, float]:  # fmt: skip
-    """All metrics over `splits.evaluation`; every sample counts once whatever the number of processes.
+def evaluate(engine: Engine, splits: DataSplits, split: Split, config: Config) -> dict[str, float]:
+    """All of `splits.metrics` over one split; every sample counts once whatever the number of processes.
 
     All processes must call it; they return the same numbers.
+
+    Raises:
+        UserError: there is no such split, it is empty, or an evaluator lacks something in it.
     """
+    source, seed, workers = splits.evaluated(split), config.seed, config.data.workers
+    if not len(source):
+        raise UserError(f"data: the {split} split is empty; check data.root and its files")
+    evaluators = build_evaluators(splits.metrics, splits.num_classes, splits.group_names)
     outputs = frozenset[str]().union(*(evaluator.requires for evaluator in evaluators))
-    items = LoadedItems(splits.evaluation, Synthesis().prepare, splits.evaluation_transform, splits.num_classes, seed)
-    batches = evaluation_batches(len(items), batch_size, engine.rank, engine.world_size)
+    items = LoadedItems(source, Synthesis().prepare, splits.evaluation_transform, splits.num_classes, seed)
+    batches = evaluation_batches(len(items), config.evaluation.batch_size, engine.rank, engine.world_size)
     keys = [[(0, index) for index in indices] for indices, _ in batches]
     for evaluator in evaluators:
-        evaluator.begin(splits)
+        evaluator.begin(source)
     engine.prepared.eval()
     loader = make_loader(items, keys, workers, engine.device.type == "cuda")
     for (_, counting), loaded in zip(batches, loader, strict=True):
@@ -42,7 +51,9 @@ def evaluate(engine: Engine, splits: DataSplits, evaluators: list[Evaluator], ba
     return {name: float(value) for name, value in metrics.items()}
 
 
-def look(engine: Engine, items: LoadedItems, synthesis: Synthesis, splits: DataSplits, count: int) -> Pictures | None:
+def sample_pictures(
+    engine: Engine, items: LoadedItems, synthesis: Synthesis, splits: DataSplits, count: int
+) -> Pictures | None:
     """Pictures of `count` synthetic training samples, always the same ones, without random augmentation.
 
     All processes must call it. None if there are no synthetic samples, or they are no images.
@@ -56,7 +67,7 @@ def look(engine: Engine, items: LoadedItems, synthesis: Synthesis, splits: DataS
     indices = list(range(first, first + count))
     plain = LoadedItems(items.source, synthesis.prepare, splits.evaluation_transform, items.num_classes, items.seed)
     (loaded,) = make_loader(plain, [[(0, index) for index in indices]], 0, False)
-    sample = synthesis(loaded.to(engine.device), None, (items.seed, "look"))
+    sample = synthesis(loaded.to(engine.device), None, (items.seed, "pictures"))
     engine.prepared.eval()
     gradient = engine.predict(sample, frozenset({"input_gradient"}))["input_gradient"]
     engine.prepared.train()

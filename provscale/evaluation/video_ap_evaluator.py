@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from provscale.data.base import DataSplits
 from provscale.data.skeletons.items import SkeletonViews
 from provscale.data.skeletons.tracks import FrameDetections, skeleton_boxes
+from provscale.data.splits import ItemSource
 from provscale.errors import UserError
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
 from provscale.evaluation.video_ap import build_tubes, frame_ap, video_ap
@@ -32,15 +32,15 @@ class VideoAP(Evaluator):
         self.num_classes = num_classes
         self.views: SkeletonViews | None = None
         self.scores: dict[int, np.ndarray] = {}
-        """Item of the evaluation split -> float32 [P, F, K]."""
+        """Position of an item -> float32 [P, F, K]."""
 
-    def begin(self, splits: DataSplits) -> None:
-        """Raises UserError when the evaluation split has no tubes."""
-        if not isinstance(splits.evaluation, SkeletonViews):
+    def begin(self, source: ItemSource) -> None:
+        """Raises UserError when the items have no tubes."""
+        if not isinstance(source, SkeletonViews):
             raise UserError(
                 "evaluation.metrics: 'video_ap' needs a data set with person tubes, such as ucf101_24; remove it"
             )
-        self.views = splits.evaluation
+        self.views = source
 
     def accumulate(self, sample: Sample, outputs: dict[str, Tensor]) -> None:
         """Adds one batch.
@@ -55,7 +55,7 @@ class VideoAP(Evaluator):
         self.scores.update(zip(sample.index.tolist(), scores, strict=True))
 
     def compute(self, gather: Gather = alone) -> dict[str, float]:
-        """The metrics named in the class's docstring, 0 to 100. Test videos without skeletons count as missed.
+        """The metrics named in the class's docstring, 0 to 100. Videos without skeletons count as missed.
 
         Raises:
             UserError: nothing was accumulated.
@@ -64,7 +64,7 @@ class VideoAP(Evaluator):
         for part in gather(self.scores):
             scores.update(part)
         if self.views is None or not scores:
-            raise UserError("video_ap: no clip was evaluated; check that the evaluation split is not empty")
+            raise UserError("video_ap: no clip was evaluated; check that the split is not empty")
         detections = list(video_detections(self.views, scores))
         tubes = [tube for item in detections for tube in build_tubes(item)]
         return {

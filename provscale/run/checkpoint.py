@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from provscale.config import Config
@@ -29,6 +30,9 @@ from provscale.run.checkpoint_folder import (
     read_progress,
     temporary_folder,
 )
+
+BEST, FINAL = "best.safetensors", "final.safetensors"
+"""Weights of the best and of the last epoch, in <run>/checkpoints."""
 
 
 class Checkpointer:
@@ -61,7 +65,8 @@ class Checkpointer:
         self.load(folder)
         self.last = folder
         if folder.resolve().parent != self.root.resolve():  # another run's best weights are not in this run's folder
-            progress = replace(progress, best_epoch=0, best_value=None, best_metrics={})
+            progress = replace(progress, best_epoch=0, best_step=0, best_value=None, best_metrics={}, last_step=0,
+                               last_metrics={})  # fmt: skip
         if chosen == str(Path(self.config.checkpoint.resume)):
             progress = replace(progress, resumed_from=str(folder.resolve()))
         self.engine.print(f"resumed from {folder}, step {progress.step}")
@@ -159,6 +164,31 @@ class Checkpointer:
             os.replace(aside, path)
 
         self.guarded(lambda: self.engine.on_main(write), aside)
+
+    @contextmanager
+    def weights(self, name: str) -> Iterator[None]:
+        """Within it the prepared step has the weights that `save_weights` wrote to `name`, for evaluation only: the
+        optimizer's state is not theirs. After it, it has its own again.
+
+        Raises:
+            UserError: some process cannot read them.
+        """
+        state, problem = {}, ""
+        try:
+            state = load_file(self.root / name)
+        except (OSError, SafetensorError) as error:
+            problem = str(error).splitlines()[0][:200]
+        problems = [text for text in self.engine.gather(problem) if text]
+        if problems:
+            raise UserError(
+                f"checkpoint: {self.root / name} cannot be read ({problems[0]}); restore it, or train again from an "
+                "earlier checkpoint"
+            )
+        own = self.engine.network_state()
+        self.engine.load_network(state)
+        # Not after an error: others may still wait for this process in the evaluation.
+        yield
+        self.engine.load_network(own)
 
     def guarded(self, action: Callable[[], Any], temporary: Path) -> Any:
         """Runs `action`; if any process cannot write, removes `temporary` and raises UserError on all of them."""

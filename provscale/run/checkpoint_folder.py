@@ -28,8 +28,9 @@ class Progress:
 
     Attributes:
         step: optimizer steps done.
-        best_epoch, best_value: of the deciding metric so far; epochs are 1-based, 0 = none yet.
-        best_metrics, last_metrics: evaluation results.
+        best_epoch, best_step, best_value: of the deciding metric so far; epochs are 1-based, 0 = none yet.
+        last_step: after which the deciding metric was last computed.
+        best_metrics, last_metrics: all metrics of these two moments, on the split that selects.
         seconds: wall time spent in training and evaluation so far.
         engine, world_size, optimizer: what wrote it.
         resumed_from: the checkpoint that `checkpoint.resume` named when this run began from it; "" otherwise.
@@ -38,8 +39,10 @@ class Progress:
 
     step: int = 0
     best_epoch: int = 0
+    best_step: int = 0
     best_value: float | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    last_step: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     engine: str = ""

@@ -54,7 +54,7 @@ class Run:
             config,
             summary,
             [row for row in rows if row["kind"] == "train"],
-            [row for row in rows if row["kind"] == "eval"],
+            [row for row in rows if row["kind"] == "validation"],
             Pictures.load(pictures) if pictures.exists() else None,
         )
 
@@ -92,15 +92,15 @@ def write_report(path: Path, folders: Sequence[Path]) -> None:
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """Metrics of the best and the last epoch of each run."""
-    names = sorted({name for run in runs for name in run.summary["final_metrics"]})
+    """Test metrics of the best and the last epoch of each run."""
+    names = sorted({name for run in runs for name in run.summary["test"]["last"]})
     rows = [
         ("&alpha;", [f"{run.config['guidance']['alpha']:g}" for run in runs for _ in (0, 1)]),
         ("epoch", [text for run in runs for text in (f"{run.summary['best_epoch']} (best)", str(last_epoch(run)))]),
         ("training and evaluation, s", [f"{run.summary['wall_seconds']:.0f}" for run in runs for _ in (0, 1)]),
     ]
     for name in names:
-        values = [run.summary[when].get(name) for run in runs for when in ("best_metrics", "final_metrics")]
+        values = [run.summary["test"][at].get(name) for run in runs for at in ("best", "last")]
         rows.append((html.escape(name), ["" if value is None else f"{value:.2f}" for value in values]))
     head = "".join(f"<th colspan=2>{html.escape(run.name)}</th>" for run in runs)
     body = "".join(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows)
@@ -115,7 +115,7 @@ def last_epoch(run: Run) -> int:
 def curves(runs: Sequence[Run]) -> Figure:
     """Loss parts over steps; overall metrics over epochs with the best epoch marked."""
     metrics = [name for name in (runs[0].evaluations[0] if runs[0].evaluations else {})
-               if name not in ("kind", "step", "epoch") and "/" not in name]  # fmt: skip
+               if name not in ("kind", "split", "step", "epoch") and "/" not in name]  # fmt: skip
     panels = ["loss_cls", "loss_guidance", *metrics]
     columns = 3
     rows = -(-len(panels) // columns)

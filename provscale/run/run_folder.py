@@ -149,14 +149,22 @@ class RunFolder:
             ]
             self.wandb.log_images("input | provenance | input gradient", rows, list(pictures.names), step)
 
-    def finish(self, progress: Progress, total_parameters: int) -> None:
-        """Writes summary.json and report.html."""
+    def finish(
+        self, progress: Progress, selected_on: str, tested: dict[str, dict[str, float]], total_parameters: int
+    ) -> None:
+        """Writes summary.json and report.html.
+
+        Args:
+            selected_on: the split that the best epoch was chosen on.
+            tested: test metrics with the weights of the `best` and of the `last` epoch.
+        """
         if not self.engine.is_main:
             return
         summary = {
             "best_epoch": progress.best_epoch,
-            "best_metrics": progress.best_metrics,
-            "final_metrics": progress.last_metrics,
+            "selected_on": selected_on,
+            "validation": progress.best_metrics if selected_on == "validation" else {},
+            "test": {"best": {}, **tested},
             "steps": progress.step,
             "wall_seconds": round(progress.seconds, 2),
             "world_size": self.engine.world_size,

@@ -14,7 +14,7 @@ from provscale.data.plan import MicroBatch
 from provscale.errors import UserError
 
 if TYPE_CHECKING:
-    from provscale.data.base import ItemSource
+    from provscale.data.splits import ItemSource
     from provscale.engine import Engine
 
 

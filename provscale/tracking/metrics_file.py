@@ -15,8 +15,9 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, neither gap nor duplicate after a resume."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Keeps the rows up to `resume_step`, which the checkpoint knows of; later ones will be computed again."""
-        rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
+        """Keeps the rows up to `resume_step`, which the checkpoint knows of; later ones will be computed again, and so
+        will the test metrics, which a run has at its end."""
+        rows = [row for row in read_metrics(path) if row["step"] <= resume_step and row.get("kind") != "test"]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.path = path
         self.file = path.open("ab", buffering=0)

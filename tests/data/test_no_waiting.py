@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from provscale.command_line import parse
-from provscale.data.base import LoadedItems, make_loader
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
 from provscale.data.transit import HostSample
 from provscale.errors import UserError

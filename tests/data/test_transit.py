@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from provscale.data.base import LoadedItems, make_loader
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
 from provscale.data.transit import HostSample
 from provscale.errors import UserError

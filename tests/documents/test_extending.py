@@ -26,7 +26,7 @@ def test_examples_train_together(tmp_path: Path) -> None:
         f"--run.dir={tmp_path}",
     ]  # fmt: skip
     assert main(arguments) == 0
-    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["final_metrics"]
+    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["last"]
     assert 50 <= metrics["confidence"] <= 100
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss_guidance"] > 0 for row in rows if row["kind"] == "train")

@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 from engine_runs import ENGINES, command, environment, finished, result, run, scratch
-from engine_worker import CASES
+from engine_worker import CASES, skeleton, training_set
 from paths import ROOT
 from safetensors.torch import load_file
 
+from provscale import evaluate as evaluate_entry
 from provscale.config import Config
 from provscale.engine.select import build_engine
 from provscale.engine.zero_settings import deepspeed_settings
@@ -132,9 +133,37 @@ def test_runs_end_with_the_same_network(engine: str) -> None:
     )
     assert weight_difference(final, expected) < 1e-4
     found, ddp = (json.loads((finished(name) / "runs/whole/summary.json").read_text()) for name in (engine, "ddp"))
-    assert found["final_metrics"] == pytest.approx(ddp["final_metrics"])
+    assert found["validation"] == pytest.approx(ddp["validation"])
+    for at in ("best", "last"):
+        assert found["test"][at] == pytest.approx(ddp["test"][at])
     assert found["parameters"] == ddp["parameters"]
     assert (found["engine"], found["world_size"]) == (engine, 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_weights_come_and_go(engine: str) -> None:
+    """As for the best epoch's test metrics: they predict as in one process, and training is not changed."""
+    found = result(engine, "other_weights")
+    for name, value in found["before"].items():
+        assert torch.equal(found["loaded"]["network"][name], value + 1)
+    network = skeleton().eval()
+    network.load_state_dict(found["loaded"]["network"])
+    with torch.no_grad():
+        expected = network(training_set("skeleton", 1)[:4].inputs)
+    torch.testing.assert_close(found["loaded"]["predicted"], expected, rtol=1e-5, atol=1e-6)
+    undisturbed = result(engine, "state")["continued"]
+    assert all(torch.equal(found["continued"][name], value) for name, value in undisturbed.items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_test_metrics_are_those_of_the_weight_files(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Read by one process without any engine."""
+    run = finished(engine) / "runs" / "whole"
+    for at, weights in (("best", "best"), ("last", "final")):
+        words = ["--cfg", str(run / "config.yaml"), "--weights", str(run / "checkpoints" / f"{weights}.safetensors")]
+        assert evaluate_entry.main([*words, "--json"]) == 0
+        expected = json.loads((run / "summary.json").read_text())["test"][at]
+        assert json.loads(capsys.readouterr().out) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3", "fsdp2"])

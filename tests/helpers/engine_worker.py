@@ -29,7 +29,8 @@ from provscale.sample import Sample
 STEPS, BATCH, ALPHA = 3, 8, 0.5
 RUN = [
     "--data.name=digits", "--data.image_size=32", "--data.batch_size=16", "--synthesis.name=edited",
-    "--data.options={train: 64, edits: 32, test: 15}", "--model.name=test_resnet", "--guidance.alpha=0.01",
+    "--data.options={train: 64, edits: 32, validation: 15, test: 15}", "--model.name=test_resnet",
+    "--guidance.alpha=0.01",
     "--train.epochs=1", "--checkpoint.every_steps=3", "--checkpoint.keep=9", "--tracking.wandb=disabled",
     "--evaluation.batch_size=5",
 ]  # fmt: skip
@@ -189,6 +190,20 @@ def state() -> dict[str, Any]:
     engine.save(folder)
     engine.barrier()
     return {"network": result["network"], "continued": update(engine)}
+
+
+def other_weights() -> dict[str, Any]:
+    """Another network's weights come and go between two steps."""
+    result, engine = train("skeleton", 1, 1)
+    engine.load_network({name: value + 1 for name, value in result["network"].items()})
+    engine.prepared.eval()
+    loaded = {
+        "network": engine.network_state(),
+        "predicted": engine.predict(training_set("skeleton", 1)[:4], frozenset({"logits"}))["logits"],
+    }
+    engine.prepared.train()
+    engine.load_network(result["network"])
+    return {"before": result["network"], "loaded": loaded, "continued": update(engine)}
 
 
 def load_state() -> dict[str, Any]:

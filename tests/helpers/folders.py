@@ -13,8 +13,9 @@ from PIL import Image
 SIDE = 24
 
 
-def make_image_folder(root: Path) -> Path:
-    """root/train (16 images, 2 classes), root/test (6, with group, box and object mask), root/edits (8)."""
+def make_image_folder(root: Path, validation: bool = False) -> Path:
+    """root/train (16 images, 2 classes), root/test (6, with group, box and object mask), root/edits (8), and, if asked
+    for, root/validation (6, as test)."""
     generator = np.random.default_rng(0)
 
     def image(path: Path) -> None:
@@ -23,17 +24,17 @@ def make_image_folder(root: Path) -> Path:
     def mask(path: Path) -> None:
         Image.fromarray(generator.integers(0, 2, (SIDE, SIDE), dtype=np.uint8) * 255).save(path)
 
-    for split, number in (("train", 16), ("test", 6), ("edits", 8)):
+    annotated = ("validation", "test") if validation else ("test",)
+    for split, number in (("train", 16), *((name, 6) for name in annotated), ("edits", 8)):
         (root / split).mkdir(parents=True)
         lines = {
             "train": ["file_name,label"],
-            "test": ["file_name,label,group,object_mask_file_name,x0,y0,x1,y1"],
             "edits": ["file_name,label,mask_file_name,source_file_name"],
-        }[split]
+        }.get(split, ["file_name,label,group,object_mask_file_name,x0,y0,x1,y1"])
         for index in range(number):
             image(root / split / f"{index}.png")
             line = f"{index}.png,{index % 2}"
-            if split == "test":
+            if split in annotated:
                 mask(root / split / f"object{index}.png")
                 line += f",{index % 3},object{index}.png,2,3,20,21.5"
             if split == "edits":  # half of them with a mask, half with their source, which lies outside this folder

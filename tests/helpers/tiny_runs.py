@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "data.name": "digits",
     "data.image_size": 32,
     "data.batch_size": 8,
-    "data.options": "{train: 32, edits: 16, test: 10}",
+    "data.options": "{train: 32, edits: 16, validation: 10, test: 10}",
     "model.name": "test_resnet",
     "model.options": "{drop_rate: 0.2, drop_path_rate: 0.2}",
     "synthesis.name": "cutmix",

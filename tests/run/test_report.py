@@ -78,7 +78,7 @@ def test_page_of_one_run(folder: Path) -> None:
     assert "Where the network looks" in page.text
     summary = json.loads((folder / "guided" / "summary.json").read_text())
     assert f"{summary['best_epoch']} (best)" in page.cells
-    for name, value in summary["final_metrics"].items():
+    for name, value in summary["test"]["last"].items():
         assert name in page.cells
         assert f"{value:.2f}" in page.cells
 

@@ -61,7 +61,7 @@ def test_table_has_mean_and_each_value(tmp_path: Path) -> None:
     for number, (last, best) in enumerate([(1.0, 10.0), (2.0, 30.0)]):
         run = tmp_path / str(number)
         run.mkdir()
-        content = {"final_metrics": {"accuracy": last}, "best_metrics": {"accuracy": best}, "best_epoch": number + 3}
+        content = {"test": {"last": {"accuracy": last}, "best": {"accuracy": best}}, "best_epoch": number + 3}
         (run / "summary.json").write_text(json.dumps({**content, "wall_seconds": 7.2}))
         runs.append(run)
     lines = demo.table({"arm": runs}, ["accuracy"]).splitlines()
@@ -75,7 +75,7 @@ def test_table_of_costs(tmp_path: Path) -> None:
     runs = {"plain": [tmp_path / "plain"], "guided": [tmp_path / "guided"]}
     for (run,) in runs.values():
         run.mkdir()
-        (run / "summary.json").write_text(json.dumps({"final_metrics": {"accuracy": 50.0}}))
+        (run / "summary.json").write_text(json.dumps({"test": {"last": {"accuracy": 50.0}}}))
     (tmp_path / "plain" / "cpu_seconds").write_text("12.34\n")
     assert demo.table(runs, ["accuracy"], [1.0, 1.17]).splitlines()[2:] == [
         "| accuracy, % | 50.0 | 50.0 |",

@@ -89,7 +89,7 @@ def test_one_run_of_a_sweep(tmp_path: Path) -> None:
     """The demo sweep's command, run as the agent would run it, on a tiny model: W&B knows it by the agent's id."""
     sweep = yaml.safe_load((ROOT / "configs" / "sweeps" / "demo_alpha.yaml").read_text())
     tiny = {
-        "data.image_size": 32, "data.batch_size": 8, "data.options": "{train: 16, edits: 16, test: 16}",
+        "data.image_size": 32, "data.batch_size": 8, "data.options": "{train: 16, edits: 16, validation: 16, test: 16}",
         "model.name": "test_resnet", "model.pretrained": "none", "train.max_steps": 2, "tracking.images": 0,
         "train.self_check": "false", "run.dir": str(tmp_path), "run.name": "sweep", "tracking.wandb": "online",
         "guidance.alpha": 0.05,

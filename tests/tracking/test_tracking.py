@@ -131,8 +131,10 @@ def test_what_is_sent_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert ("*", "global_step") in recorder.axes
     losses = {row["global_step"]: row["train/loss"] for row in recorder.logged if "train/loss" in row}
     assert losses == {row["step"]: row["loss"] for row in rows(run) if row["kind"] == "train"}
-    accuracy = {row["global_step"]: row["eval/accuracy"] for row in recorder.logged if "eval/accuracy" in row}
-    assert accuracy == {row["step"]: row["accuracy"] for row in rows(run) if row["kind"] == "eval"}
+    accuracy = {
+        row["global_step"]: row["validation/accuracy"] for row in recorder.logged if "validation/accuracy" in row
+    }
+    assert accuracy == {row["step"]: row["accuracy"] for row in rows(run) if row["kind"] == "validation"}
     pictures = [row for row in recorder.logged if any(isinstance(value, list) for value in row.values())]
     assert [row["global_step"] for row in pictures] == [4, 8]
     train(tmp_path, tracking__wandb="offline", run__group="demo", run__tags="[a, b]")

@@ -43,8 +43,8 @@ import torch
 
 from provscale.config import DataConfig
 from provscale.data import DATA_SETS
-from provscale.data.base import LoadedItems, make_loader
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
+from provscale.data.loader import LoadedItems, make_loader
 from provscale.errors import UserError, reported
 from provscale.synthesis import Edited, Synthesis
 from tools.benchmark.images import CLASSES, make_images
@@ -62,7 +62,7 @@ def our_batches(root: Path, size: int, batch: int, workers: int, training: bool,
     """Finished samples, as the trainer (one loader for all epochs) or `evaluate` (one for each) gets them."""
     splits = DATA_SETS["imagefolder"](DataConfig(root=str(root), image_size=size), 0)
     source, transform = (
-        (splits.train, splits.train_transform) if training else (splits.evaluation, splits.evaluation_transform)
+        (splits.train, splits.train_transform) if training else (splits.test, splits.evaluation_transform)
     )
     items = LoadedItems(source, Synthesis().prepare, transform, splits.num_classes, 0)
     generator = torch.Generator().manual_seed(0)

@@ -7,27 +7,30 @@ import inspect
 from torchvision.transforms import v2
 
 from provscale.config import DataConfig
-from provscale.data.base import DATA_SETS, DataSplits
 from provscale.data.images.digits import TexturedDigits
+from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 from provscale.registry import nearest
 
+COUNTS = {"train": 400, "edits": 200, "validation": 200, "test": 600}
+"""Samples of each split, unless `data.options` says otherwise."""
+
 
 @DATA_SETS.register("digits")
 def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: `train`, `edits`, `test` (sample counts) and the settings of `TexturedDigits`.
+    """Options: `train`, `edits`, `validation`, `test` (sample counts) and the settings of `TexturedDigits`.
 
     Training images are flipped by nothing (digits have a handedness); the normalisation is that of
     EfficientNet-lite0's published weights.
     """
     options = dict(config.options)
     own = set(inspect.signature(TexturedDigits).parameters) - {"split", "size", "seed", "samples"}
-    allowed = sorted({*own, "train", "edits", "test"})
+    allowed = sorted({*own, *COUNTS})
     for name in options:
         if name not in allowed:
             raise UserError(f"data.options: unknown '{name}'{nearest(name, allowed)} (one of: {', '.join(allowed)})")
-    counts = {name: options.pop(name, default) for name, default in (("train", 400), ("edits", 200), ("test", 600))}
+    counts = {name: options.pop(name, default) for name, default in COUNTS.items()}
     splits = {
         name: TexturedDigits(name, size=config.image_size, seed=seed, samples=count, **options)
         for name, count in counts.items()
@@ -37,7 +40,8 @@ def build(config: DataConfig, seed: int) -> DataSplits:
     resize = v2.Resize([config.image_size, config.image_size], antialias=True)
     return DataSplits(
         train=splits["train"],
-        evaluation=test,
+        validation=splits["validation"],
+        test=test,
         edits=splits.get("edits"),
         num_classes=test.num_classes,
         class_names=tuple(test.class_names),

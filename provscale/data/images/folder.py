@@ -3,6 +3,7 @@
     root/train/metadata.csv          file_name,label[,group][,mask_file_name][,source_file_name][,object_mask_file_name]
                                      [,x0,y0,x1,y1]
     root/train/*.jpg ...
+    root/validation/metadata.csv ... the best epoch is chosen on these; may be called val/, or be left out
     root/test/metadata.csv ...
     root/edits/metadata.csv ...      edited images, with mask_file_name or source_file_name;
                                      `synthesis.name: edited` needs them
@@ -17,8 +18,10 @@ which the mask is derived. `object_mask_file_name` and x0..y1 (pixels) serve eva
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +31,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from provscale.config import DataConfig
-from provscale.data.base import DATA_SETS, DataSplits
 from provscale.data.decode import decode_plain, decode_rgb
+from provscale.data.splits import DATA_SETS, Chosen, DataSplits, OnDemand
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 from provscale.sample import Item
@@ -119,6 +122,30 @@ class FolderSplit:
     def label(self, index: int) -> int:
         return int(self.rows[index]["label"])
 
+    def with_annotations(self) -> FolderSplit:
+        """The same images with group, box and object mask."""
+        annotated = copy.copy(self)
+        annotated.annotated = True
+        return annotated
+
+    def annotates(self, column: str) -> bool:
+        """Whether the images have a value in this column; either all or none of them do."""
+        return self.rows[0].get(column) is not None
+
+    def files(self, column: str) -> list[Path | None]:
+        """The file that every row names in this column, as an absolute path."""
+        return [(self.folder / row[column]).resolve() if row.get(column) else None for row in self.rows]
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises UserError for a label from `num_classes` on."""
+        for number, row in enumerate(self.rows, start=2):
+            if row["label"] >= num_classes:
+                raise UserError(
+                    f"{self.metadata}, line {number}: label {int(row['label'])} is out of range, must be in 0 to "
+                    f"{num_classes - 1} ({num_classes} classes, by data.options.class_names or else the training "
+                    "labels)"
+                )
+
     def __getitem__(self, index: int) -> Item:
         row = self.rows[index]
         image = tv_tensors.Image(self.open(row["file_name"], decode_rgb))
@@ -169,40 +196,58 @@ class FolderSplit:
 
 @DATA_SETS.register("imagefolder")
 def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: `class_names`, `group_names` (lists), `crop` (true: random resized crop and flip; false: resize)."""
+    """Options: `class_names`, `group_names` (lists), `crop` (true: random resized crop and flip; false: resize).
+
+    Metrics are those that every folder evaluated has annotations for. Training images and edits are looked into when
+    they are needed, so that weights can be evaluated without them; without `class_names`, training labels number the
+    classes where they are there.
+    """
     if config.root is None:
         raise UserError("data.root: is not set; the imagefolder data set needs its folder")
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder; give the one that holds train/ and test/")
-    train, test = FolderSplit(root / "train"), FolderSplit(root / "test", annotated=True)
-    edits = FolderSplit(root / "edits", edited=True) if (root / "edits").is_dir() else None
     unknown = sorted(set(config.options) - {"class_names", "group_names", "crop"})
     if unknown:
         raise UserError(f"data.options: unknown '{unknown[0]}'; the imagefolder data set has class_names, group_names, "
                         "crop")  # fmt: skip
+    folders = [name for name in ("validation", "val", "test") if (root / name).is_dir()]
+    if {"validation", "val"} <= set(folders):
+        raise UserError(f"data.root: {root} has both validation/ and val/; keep one of them")
+
+    @cache
+    def read(name: str) -> FolderSplit:
+        return FolderSplit(root / name, edited=name == "edits", annotated=name in ("validation", "val", "test"))
+
     class_names = config.options.get("class_names") or [
-        str(label) for label in range(1 + max(train.label(i) for i in range(len(train))))
+        str(label) for label in range(count_classes(read(name) for name in labelled_folders(root, folders)))
     ]
-    for split in (train, test, *([edits] if edits else [])):
-        for number in range(len(split)):
-            if split.label(number) >= len(class_names):
-                raise UserError(
-                    f"{split.metadata}, line {number + 2}: label {split.label(number)} is out of range, must be in 0 "
-                    f"to {len(class_names) - 1} ({len(class_names)} classes, by data.options.class_names or else the "
-                    "training labels)"
-                )
-    has_group, has_box = test.rows[0].get("group") is not None, test.rows[0].get("x0") is not None
+
+    def opened(name: str) -> FolderSplit:
+        split = read(name)
+        split.check_labels(len(class_names))
+        return split
+
+    evaluated = {name: opened(name) for name in folders}
+    annotated = [*evaluated.values(), *([opened("train")] if config.validation_share else [])]
+    has_group, has_box = (
+        bool(annotated) and all(split.annotates(column) for split in annotated) for column in ("group", "x0")
+    )
     group_names = config.options.get("group_names") or (
-        [str(group) for group in range(1 + max(int(row["group"]) for row in test.rows))] if has_group else []
+        [str(group) for group in range(1 + max(int(row["group"]) for split in annotated for row in split.rows))]
+        if has_group
+        else []
     )
     size = [config.image_size, config.image_size]
     resize = v2.Resize(size, antialias=True)
     crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
     return DataSplits(
-        train=train,
-        evaluation=test,
-        edits=edits,
+        train=OnDemand(lambda: opened("train")),
+        validation=evaluated.get("validation", evaluated.get("val")),
+        test=evaluated["test"] if "test" in evaluated else OnDemand(lambda: opened("test")),
+        edits=OnDemand(lambda: opened("edits")) if (root / "edits").is_dir() else None,
+        evaluated_train=lambda positions: Chosen(opened("train").with_annotations(), positions),
+        edit_sources=lambda: edit_sources(read("train"), read("edits")),
         num_classes=len(class_names),
         class_names=tuple(class_names),
         group_names=tuple(group_names),
@@ -215,3 +260,19 @@ def build(config: DataConfig, seed: int) -> DataSplits:
         metrics=("group_accuracy", "maxboxacc") if has_box else ("group_accuracy",),
         best="worst_group" if has_group else "accuracy",
     )
+
+
+def labelled_folders(root: Path, evaluated: list[str]) -> list[str]:
+    """The folders whose labels number the classes: train/, or those that are evaluated where it is not there."""
+    return evaluated if evaluated and not (root / "train").is_dir() else ["train"]
+
+
+def count_classes(splits: Iterable[FolderSplit]) -> int:
+    """One more than the largest label."""
+    return 1 + max(split.label(index) for split in splits for index in range(len(split)))
+
+
+def edit_sources(train: FolderSplit, edits: FolderSplit) -> list[int | None]:
+    """For each edit, the position of its source among the training images; None for another source, or none."""
+    positions: dict[Path | None, int] = {path: number for number, path in enumerate(train.files("file_name"))}
+    return [positions.get(path) for path in edits.files("source_file_name")]

@@ -75,7 +75,7 @@ def segments(frames: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class View(NamedTuple):
-    """One item of the evaluation split.
+    """One item of a split that is evaluated.
 
     Attributes:
         video: name of the clip.

@@ -3,8 +3,9 @@
 A miniature of weakly supervised action localisation that needs no download: motion capture (`motions`) is seen by a
 camera, and only the class of the video is known in training. People stand beside each other; the others do what no
 class is named after. `bias` ties their motion to the class in training, so that a network can be right for the wrong
-person; in test clips it is drawn freely. There is one recording of each motion: training and test clips differ in
-people's size, direction, place, speed, moment and detection noise, not in who moved.
+person; in validation and test clips it is drawn freely. There is one recording of each
+motion: clips of different splits differ in people's size, direction, place, speed, moment and detection noise, not in
+who moved.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from provscale.config import DataConfig
-from provscale.data.base import DATA_SETS, DataSplits
 from provscale.data.skeletons.clips import SkeletonClip, write_skeletons
 from provscale.data.skeletons.motions import load_motion, resample
 from provscale.data.skeletons.tracks import skeleton_boxes
 from provscale.data.skeletons.tubes import UCF101_RESOLUTION, GroundTruth, Tube
 from provscale.data.skeletons.ucf101 import SKELETON_OPTIONS, SkeletonOptions, skeleton_splits
+from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.errors import UserError
 from provscale.randomness import numpy_generator
 
@@ -41,7 +42,7 @@ class PlantedOptions:
     """How clips are made.
 
     Attributes:
-        train, test: number of videos; classes take turns.
+        train, validation, test: number of videos; classes take turns.
         length: frames of a video, at 25 a second.
         people: people in a video, one of whom acts.
         bias: probability that each of the others, in a training video, does the motion tied to the video's class.
@@ -51,6 +52,7 @@ class PlantedOptions:
     """
 
     train: int = 240
+    validation: int = 60
     test: int = 120
     length: int = 40
     people: int = 4
@@ -63,6 +65,7 @@ class PlantedOptions:
         """Raises UserError when a value is out of range."""
         allowed = {
             "train": (self.train >= 1, "at least 1"),
+            "validation": (self.validation >= 0, "0 (none) or more"),
             "test": (self.test >= 1, "at least 1"),
             "length": (self.length >= 15, "at least 15, the shortest tube that is evaluated"),
             "people": (1 <= self.people <= 6, "1 to 6"),
@@ -86,17 +89,22 @@ def make_clips(options: PlantedOptions, box_margin: float) -> tuple[dict[str, Sk
     """
     clips: dict[str, SkeletonClip] = {}
     truth = GroundTruth({}, {}, {}, [], [])
-    for split, count in (("train", options.train), ("test", options.test)):
+    splits = {
+        "train": (1, options.train, truth.train_videos),
+        "test": (2, options.test, truth.test_videos),
+        "validation": (3, options.validation, truth.validation_videos),
+    }
+    for split, (group, count, videos) in splits.items():
         for number in range(count):
             label = number % len(CLASSES)
-            name = f"{CLASSES[label]}/v_{CLASSES[label]}_g{1 if split == 'train' else 2:02d}_c{number:04d}"
+            name = f"{CLASSES[label]}/v_{CLASSES[label]}_g{group:02d}_c{number:04d}"
             clip, actor = make_clip(name, label, options, split == "train", (options.seed, split, number))
             clips[name] = clip
             boxes = skeleton_boxes(actor, 0.0, box_margin).boxes
             # Whole pixels, as annotation files have them.
             truth.tubes[name] = [Tube(name, label, 0, np.rint(np.clip(boxes, 0, 65535)).astype(np.float32))]
             truth.frame_counts[name], truth.resolutions[name] = options.length, UCF101_RESOLUTION
-            (truth.train_videos if split == "train" else truth.test_videos).append(name)
+            videos.append(name)
     return clips, truth
 
 
@@ -144,7 +152,7 @@ def project(points: np.ndarray) -> np.ndarray:
 
 
 def write_files(root: Path, clips: dict[str, SkeletonClip], truth: GroundTruth) -> Iterator[Path]:
-    """Writes the three files that `ucf101_24` reads, and yields their paths.
+    """Writes the three files that `ucf101_24` reads, and yields their paths. They know training and test videos only.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -152,10 +160,12 @@ def write_files(root: Path, clips: dict[str, SkeletonClip], truth: GroundTruth) 
     try:
         root.mkdir(parents=True, exist_ok=True)
         skeletons, tubes, listed = root / "ucf101_2d.pkl", root / "pyannot.pkl", root / "testlist01.txt"
-        write_skeletons(skeletons, clips.values(), {"train1": truth.train_videos, "test1": truth.test_videos}, CLASSES)
+        lists = {"train1": truth.train_videos, "test1": truth.test_videos}
+        videos = [*truth.train_videos, *truth.test_videos]
+        write_skeletons(skeletons, [clips[video] for video in videos], lists, CLASSES)
         yield skeletons
         with tubes.open("wb") as file:
-            pickle.dump({video: annotation(truth, video) for video in truth.tubes}, file, protocol=4)
+            pickle.dump({video: annotation(truth, video) for video in videos}, file, protocol=4)
         yield tubes
         listed.write_text("".join(f"{video}\n" for video in truth.test_videos))
         yield listed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class GroundTruth:
         tubes: video -> its tubes.
         frame_counts: video -> number of frames.
         resolutions: video -> (height, width) in pixels.
-        train_videos, test_videos: the split's videos, in file order; each is a key of `tubes`.
+        train_videos, test_videos, validation_videos: the split's videos, in file order; each is a key of `tubes`. The
+            files of UCF101-24 know no validation videos.
     """
 
     tubes: dict[str, list[Tube]]
@@ -77,6 +78,7 @@ class GroundTruth:
     resolutions: dict[str, tuple[int, int]]
     train_videos: list[str]
     test_videos: list[str]
+    validation_videos: list[str] = field(default_factory=list)
 
 
 def class_of_video(name: str) -> str | None:

@@ -8,15 +8,16 @@ Own data in the same formats is read, too: name its classes in `data.options.cla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from provscale.config import DataConfig
-from provscale.data.base import DATA_SETS, DataSplits
 from provscale.data.skeletons.clips import SkeletonClip, read_skeletons
 from provscale.data.skeletons.items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, SkeletonViews
 from provscale.data.skeletons.tubes import UCF101_24_CLASSES, GroundTruth, read_pyannot, read_ucf101v2
+from provscale.data.splits import DATA_SETS, DataSplits, OnDemand
 from provscale.errors import UserError
 
 SKELETON_SOURCE = "https://download.openmmlab.com/mmaction/v1.0/skeleton/data/ucf101_2d.pkl"
@@ -58,25 +59,38 @@ class SkeletonOptions:
 SKELETON_OPTIONS = frozenset(entry.name for entry in fields(SkeletonOptions))
 
 
+def group_of_video(name: str) -> str:
+    """The recording that a video was cut from, v_CLASS_gNN: its clips show the same people and place. Names of another
+    form stand for themselves."""
+    found = re.search(r"v_[A-Za-z]+_g\d+", name)
+    return found.group() if found else name
+
+
 def skeleton_splits(
     clips: dict[str, SkeletonClip], truth: GroundTruth, classes: Sequence[str], options: SkeletonOptions
 ) -> DataSplits:
-    """The splits of a skeleton data set: training and test videos of `truth` that have a clip.
+    """The splits of a skeleton data set: training, validation and test videos of `truth` that have a clip.
 
-    A test video without a clip stays in the ground truth: its tubes count as missed.
+    An evaluated video without a clip stays in the ground truth: its tubes count as missed.
 
     Raises:
-        UserError: a split without a clip, or clips with different keypoints.
+        UserError: clips with different keypoints; when a split is used, that it has no clip.
     """
-    train, test = (
-        [clips[name] for name in names if name in clips] for names in (truth.train_videos, truth.test_videos)
-    )
-    for name, part in (("training", train), ("test", test)):
-        if not part:
+
+    def items(names: Sequence[str], split: str) -> SkeletonItems:
+        found = [clips[name] for name in names if name in clips]
+        if not found:
             raise UserError(
-                f"data.root: no skeletons of any {name} video; skeletons and tubes must name the same videos"
+                f"data.root: no skeletons of any {split} video; skeletons and tubes must name the same videos"
             )
-    counts = {clip.keypoints.shape[2] for clip in (*train, *test)}
+        return SkeletonItems(found, options.persons, options.min_score)
+
+    def views(names: Sequence[str], split: str) -> SkeletonViews:
+        own = replace(truth, test_videos=list(names))
+        return SkeletonViews(items(names, split), options.frames, own, options.box_margin)
+
+    train = [name for name in truth.train_videos if name in clips]
+    counts = {clip.keypoints.shape[2] for clip in clips.values()}
     if len(counts) > 1:
         raise UserError(f"data.root: clips have {sorted(counts)} keypoints; extract all with one pose estimator")
     if options.flip and counts != {len(COCO_KEYPOINTS)}:
@@ -84,10 +98,12 @@ def skeleton_splits(
             f"data.options.flip: is true, but clips have {counts.pop()} keypoints and left and right are known for the "
             f"{len(COCO_KEYPOINTS)} of COCO only; set it to false"
         )
-    items = SkeletonItems(test, options.persons, options.min_score)
     return DataSplits(
-        train=SkeletonItems(train, options.persons, options.min_score),
-        evaluation=SkeletonViews(items, options.frames, truth, options.box_margin),
+        train=OnDemand(lambda: items(train, "training")),
+        validation=views(truth.validation_videos, "validation") if truth.validation_videos else None,
+        test=views(truth.test_videos, "test"),
+        train_groups=[group_of_video(name) for name in train],
+        evaluated_train=lambda positions: views([train[position] for position in positions], "training"),
         num_classes=len(classes),
         class_names=tuple(classes),
         train_transform=SampleFrames(options.frames, random=True, mirrored=MIRRORED if options.flip else None),

@@ -14,8 +14,8 @@ from tiny_runs import arguments, rows
 
 from provscale.config import DataConfig
 from provscale.data import DATA_SETS
-from provscale.data.base import DataSplits
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
+from provscale.data.splits import DataSplits
 from provscale.train import main
 
 
@@ -36,12 +36,12 @@ def pixels(path: Path) -> torch.Tensor:
 
 def test_items_are_what_the_files_hold(root: Path) -> None:
     splits = build(root)
-    assert (len(splits.train), len(splits.evaluation)) == (16, 6)
+    assert (len(splits.train), len(splits.test)) == (16, 6)
     assert splits.edits is not None
     item = splits.train[3]
     assert torch.equal(item.inputs, pixels(root / "train" / "3.png"))
     assert (item.target, item.is_synthetic, item.annotations) == (1, False, {})
-    test = splits.evaluation[5]
+    test = splits.test[5]
     assert test.annotations["group"] == 2
     assert test.annotations["box"].tolist() == [[2.0, 3.0, 20.0, 21.5]]
     assert torch.equal(test.annotations["object_mask"][0], pixels(root / "test" / "object5.png") > 0)
@@ -113,7 +113,7 @@ def test_an_epoch_from_files_to_report(root: Path, tmp_path: Path, monkeypatch: 
     training = [row for row in rows(tmp_path / "run") if row["kind"] == "train"]
     assert len(training) == 3
     assert any(row["loss_guidance"] > 0 for row in training)
-    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["final_metrics"]
+    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["last"]
     assert {"accuracy", "worst_group", "maxboxacc"} <= metrics.keys()
     assert (tmp_path / "run" / "pictures.npz").exists()
     assert not (tmp_path / "home" / ".cache" / "huggingface").exists()
