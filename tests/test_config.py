@@ -180,7 +180,7 @@ def test_help_lists_the_options_of_a_chosen_part(capsys: pytest.CaptureFixture[s
         (["--cfg=ucf101_hrnet"], {"data.options.min_score": "confidence above which a keypoint counts",
                                   "data.options.test_list": "names of the test videos",
                                   "model.options.width": "D. (type: int, default: 256)",
-                                  "synthesis.options.variant": "default: persons)"}),
+                                  "synthesis.options.variant": "default: overlay)"}),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as caught:
             parse([*arguments, "--help"])

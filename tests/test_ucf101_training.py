@@ -287,7 +287,7 @@ def test_missing_files_say_what_to_download(tmp_path: Path) -> None:
     [
         ("ucf101_24", {"frame": 8}, r"data\.options\.frame: unknown option of ucf101_24, did you mean 'frames'"),
         ("planted_actions", {"frames": 0}, "frames: is 0, must be at least 1"),
-        ("planted_actions", {"bias": 2}, r"bias: is 2, must be in \[0, 1\]"),
+        ("planted_actions", {"bias": 2}, r"bias: is 2.0, must be in \[0, 1\]"),
         ("planted_actions", {"length": 10}, "length: is 10, must be at least 15"),
         (
             "planted_actions",

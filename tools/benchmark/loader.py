@@ -199,9 +199,8 @@ def compare_pixels(root: Path, size: int, batch: int) -> float:
 
 # ---- report ----------------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> None:
-    from benchmark import cpu_name
-
     from provscale.files import update_document
+    from tools.benchmark.__main__ import cpu_name
 
     torch.set_num_threads(1)
     if options.images % options.batch:
