@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
-import types
 import typing
 import warnings
 from dataclasses import fields, is_dataclass
@@ -16,44 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentParser, Namespace
 
 from provscale.config import Config, validate
 from provscale.errors import UserError
-from provscale.registry import nearest
+from provscale.options import Options, add_options, complete_options, options_of
+from provscale.registry import Registry, nearest
+from provscale.shipped import config_names, shipped
+from provscale.strict_yaml import load_yaml
+from provscale.user_modules import import_modules
+from provscale.value_types import accepts_null, shown, wanted
 
-
-class StrictLoader(yaml.SafeLoader):
-    """YAML as people write configs: only true and false are booleans (`precision: no` is a word), 1e-3 is a number,
-    and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"),
-                                   list("tTfF"))  # fmt: skip
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+0123456789."),
-)
-
-
-def load_yaml(text: str) -> Any:
-    return yaml.load(text, StrictLoader)
-
-
-set_loader("provscale", load_yaml, exceptions=(yaml.YAMLError,))
+HELP_FLAGS = {"--help", "-h"}
 
 
 def key_types(cls: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -67,40 +41,68 @@ def key_types(cls: type = Config, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def build_parser() -> ArgumentParser:
-    """The command line: `--cfg FILE` and one option for every key."""
+def build_parser(parts: dict[str, tuple[str, Options]] | None = None) -> ArgumentParser:
+    """The command line: `--cfg FILE` and one option for every key.
+
+    Args:
+        parts: for `--help`, sections with the name of the chosen part and the options to list instead of the one
+            mapping `options`.
+    """
     parser = ArgumentParser(
-        prog="train.py",
+        prog="provscale-train",
         exit_on_error=False,
         parser_mode="provscale",
         allow_abbrev=False,
-        description="Trains with provenance guidance. Start it with `accelerate launch`.",
+        description="Trains with provenance guidance. Start it alone or with `accelerate launch`.",
+        epilog="The options of a data set, model or synthesis are listed when it is chosen: --synthesis.name cutmix "
+        "--help.",
     )
-    parser.add_argument("--cfg", action="config", help="YAML file; options after it override its keys.")
-    for name, hint in typing.get_type_hints(Config).items():
-        if is_dataclass(hint):
-            parser.add_class_arguments(hint, name)
+    parser.add_argument("--cfg", action="config", help="YAML file, or the name of one in configs/ that comes with "
+                        "provscale, e.g. demo; options after it override its keys.")  # fmt: skip
+    for section, key in options_of(Config).fields.items():
+        if not is_dataclass(key.type):
+            parser.add_argument(f"--{section}", type=key.type, default=key.default, help=key.description)
+        elif parts is None or section not in parts:
+            parser.add_class_arguments(key.type, section)
         else:
-            default = getattr(Config, name)
-            parser.add_argument(f"--{name}", type=hint, default=default, help="Seed of everything random.")
+            name, options = parts[section]
+            parser.add_class_arguments(key.type, section, skip={"options"})
+            add_options(parser.add_argument_group(f"Options of {section} {name}"), options, f"{section}.options")
     return parser
 
 
 def parse(arguments: list[str]) -> Config:
-    """Reads the command line (without the program's name).
+    """Reads the command line (without the program's name) and imports the modules of `imports`.
 
     Raises:
         UserError: unreadable file, unknown key, wrong type, or a combination that cannot work.
         SystemExit: with code 0, after `--help`.
     """
+    arguments = with_config_paths(arguments)
+    asked = [word for word in arguments if word in HELP_FLAGS]
+    arguments = [word for word in arguments if word not in HELP_FLAGS]
     check_files(arguments)
     check_options(arguments)
-    parser = build_parser()
+    if asked:
+        build_parser(chosen_parts(read(arguments, defaults=False))).print_help()
+        raise SystemExit(0)
+    config = to_config(read(arguments))
+    validate(config)
+    import_modules(config.imports)
+    # Imported once all else is known to be right: PyTorch takes seconds.
+    for section, registry in registries().items():
+        chosen = getattr(config, section)
+        if section != "model" or chosen.name in registry:  # timm checks the options of its models
+            chosen.options = complete_options(registry, chosen.name, chosen.options)
+    return config
+
+
+def read(arguments: list[str], defaults: bool = True) -> Namespace:
+    """Files and options in one namespace; without `defaults`, only the keys that are given. Raises UserError."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            namespace = parser.parse_args(arguments)
-            namespace = parser.instantiate_classes(namespace)
+            return build_parser().parse_args(arguments, defaults=defaults)
     except SystemExit as error:
         if error.code in (0, None):
             raise
@@ -109,13 +111,56 @@ def parse(arguments: list[str]) -> Config:
         raise
     except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError and NSKeyError alike
         raise UserError(explain(str(error))) from None
-    config = to_config(namespace)
-    validate(config)
-    return config
 
 
 def to_config(namespace: Namespace) -> Config:
-    return Config(**{entry.name: namespace[entry.name] for entry in fields(Config)})
+    hints = typing.get_type_hints(Config)
+    given = {entry.name: namespace[entry.name] for entry in fields(Config)}
+    return Config(**{name: hints[name](**vars(value)) if is_dataclass(hints[name]) else value
+                     for name, value in given.items()})  # fmt: skip
+
+
+def registries() -> dict[str, Registry[Any]]:
+    """Where the parts with options are, by section of the config."""
+    from provscale.data import DATA_SETS
+    from provscale.models import MODELS
+    from provscale.synthesis import SYNTHESES
+
+    return {"data": DATA_SETS, "model": MODELS, "synthesis": SYNTHESES}
+
+
+def chosen_parts(given: Namespace) -> dict[str, tuple[str, Options]]:
+    """Name and options of the parts that a command line chooses, by section of the config."""
+    names = {section: given.get(f"{section}.name") for section in ("data", "model", "synthesis")}
+    if not any(names.values()):
+        return {}  # nothing to import
+    import_modules(given.get("imports") or [])
+    return {
+        section: (name, options_of(registry[name]))
+        for section, registry in registries().items()
+        if (name := names[section]) and (section != "model" or name in registry)
+    }
+
+
+def with_config_paths(arguments: list[str]) -> list[str]:
+    """`--cfg demo` becomes the path of the demo.yaml that comes with provscale. Raises UserError: no such name."""
+    words = list(arguments)
+    for position, word in enumerate(words):
+        if word.startswith("--cfg="):
+            words[position] = f"--cfg={config_path(word.removeprefix('--cfg='))}"
+        elif position and words[position - 1] == "--cfg":
+            words[position] = config_path(word)
+    return words
+
+
+def config_path(given: str) -> str:
+    if not given or given.startswith("-") or os.sep in given or Path(given).suffix or Path(given).exists():
+        return given
+    path = shipped(f"configs/{given}.yaml")
+    if not path.is_file():
+        hint = nearest(given, config_names()) or " with provscale"
+        raise UserError(f"--cfg {given}: no such file, and no such config{hint} (one of: {', '.join(config_names())})")
+    return str(path)
 
 
 def config_files(arguments: list[str]) -> list[str]:
@@ -190,7 +235,7 @@ def check_options(arguments: list[str]) -> None:
     """Raises UserError for an option that is no key of the config, shortened ones too, and for stray words."""
     known = list(key_types())
     groups = {key.split(".")[0] for key in known if "." in key}
-    flags = {"--help", "-h", "--print_config"}
+    flags = {"--print_config"}
     takes_value = False
     for word in arguments:
         if not word.startswith("-") or word == "-" or re.match(r"-\.?\d", word):
@@ -204,30 +249,6 @@ def check_options(arguments: list[str]) -> None:
         if option not in flags and (key == option or key not in {*known, *groups, "cfg"}) and not inside_options:
             raise UserError(f"command line: unknown key '{key}'{near_key(key, known)}")
         takes_value = "=" not in word and option not in flags
-
-
-def accepts_null(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
-
-
-def wanted(hint: Any) -> str:
-    """What a key of this type takes, in words."""
-    if accepts_null(hint):
-        (other,) = (part for part in typing.get_args(hint) if part is not type(None))
-        return f"{wanted(other)}, or null"
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
-    if typing.get_origin(hint) is list:
-        return "a list of words, e.g. [first, second]"
-    if typing.get_origin(hint) is dict:
-        return "a mapping, e.g. {name: value}"
-    names = {float: "a finite number", int: "an integer", bool: "true or false", str: "text (in YAML quotes if digits)"}
-    return names[hint]
-
-
-def shown(value: Any) -> str:
-    """A value as YAML writes it, on one line."""
-    return yaml.safe_dump(value, default_flow_style=True).split("\n")[0][:120] if value is not None else "null"
 
 
 def explain(message: str) -> str:

@@ -35,7 +35,7 @@ class DataConfig:
     """Data set and batches.
 
     Args:
-        name: data set.
+        name: digits, imagefolder, ucf101_24, planted_actions or another registered data set.
         root: its folder; not needed for embedded data.
         batch_size: global batch of one optimizer step, divided over processes and accumulation.
         workers: loader processes for each training process.
@@ -43,7 +43,7 @@ class DataConfig:
         drop_last: leave out an epoch's last, short batch.
         validation_share: share of each class's training items to hold out, drawn by the seed, for choosing the best
             epoch; 0 = choose it on test; null = the data set's own validation split, or test where it has none.
-        options: further settings of the data set.
+        options: further settings of the data set; the end of this help says how to list them.
     """
 
     name: str = "digits"
@@ -61,12 +61,12 @@ class ModelConfig:
     """Network.
 
     Args:
-        name: a registered model, or any timm model.
+        name: skp, stgcn, posec3d or another registered model, or any timm model.
         pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors
             or a PyTorch state dict).
         channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor
             cores; on a CPU double backward loses by it. ZeRO and FSDP2 store weights their own way and ignore it.
-        options: further arguments of the model's constructor, e.g. drop_path_rate.
+        options: further arguments of the model's constructor, e.g. drop_path_rate; listed as those of data sets.
     """
 
     name: str = "resnet18"
@@ -80,10 +80,10 @@ class SynthesisConfig:
     """How training samples are synthesised.
 
     Args:
-        name: none, cutmix, resizemix, edited or another registered synthesis.
+        name: none, cutmix, resizemix, batchmix, edited or another registered synthesis.
         probability: share of batches that are mixed (Table 8); edited images are synthetic always.
         added: how many edited images join the training set; null = all there are.
-        options: further settings of the synthesis.
+        options: further settings of the synthesis; listed as those of data sets.
     """
 
     name: str = "none"
@@ -189,10 +189,16 @@ class CheckpointConfig:
 
 @dataclass
 class Config:
-    """Everything a run depends on."""
+    """Everything a run depends on.
+
+    Args:
+        seed: seed of everything random.
+        imports: modules of one's own that register parts, by name or by the path of a .py file; imported first.
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
+    imports: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Started as a script, Python puts this file's folder first on its path, where `data` or `config` would shadow others.
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    sys.path.pop(0)
+# As in train.py.
+if __name__ == "__main__" and not globals().get("__package__"):
+    os.execv(sys.executable, [*sys.orig_argv[: -len(sys.argv)], "-m", "provscale.evaluate", *sys.argv[1:]])
 
 from provscale.errors import UserError, reported
 from provscale.registry import nearest

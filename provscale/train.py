@@ -1,16 +1,18 @@
 """Entry point: trains, or resumes, what a config describes.
 
 accelerate launch provscale/train.py --cfg configs/demo.yaml --guidance.alpha 0.05
+provscale-train --cfg demo                  # the same in one process; also `python -m provscale.train`
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
-# Started as a script, Python puts this file's folder first on its path, where `data` or `config` would shadow others.
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    sys.path.pop(0)
+# A script's own folder comes first on Python's path, where `config` or `evaluate` would hide packages of those names.
+# So a process started as a script becomes `python -m provscale.train`, with what it was started by (-u, -m pdb, ...).
+if __name__ == "__main__" and not globals().get("__package__"):
+    os.execv(sys.executable, [*sys.orig_argv[: -len(sys.argv)], "-m", "provscale.train", *sys.argv[1:]])
 
 from provscale.errors import reported
 from provscale.run.job import sweep_member, tell_outcome

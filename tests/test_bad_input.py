@@ -7,9 +7,12 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_sharer
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +62,19 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         ({"model__pretrained": "/nowhere.pt"}, ["model.pretrained: /nowhere.pt does not exist"]),
         ({"synthesis__name": "cutmx"}, ["synthesis.name: unknown name 'cutmx'", "'cutmix'"]),
         ({"synthesis__options": "{beta: -1}"}, ["synthesis.options.beta: is -1"]),
-        ({"synthesis__options": "{gamma: 1}"}, ["synthesis.options", "gamma"]),
+        ({"synthesis__options": "{gamma: 1}"}, ["synthesis.options.gamma: unknown option of cutmix"]),
         ({"synthesis__added": 3}, ["synthesis.added: is 3", "adds no edited images"]),
         ({"synthesis__name": "edited", "synthesis__added": 99}, ["synthesis.added: is 99", "only 16"]),
         ({"evaluation__metrics": "[acc]"}, ["evaluation.metrics: unknown name 'acc'"]),
-        ({"data__options": "{trian: 3}"}, ["data.options", "trian"]),
+        ({"data__options": "{trian: 3}"}, ["data.options.trian: unknown option of digits, did you mean 'train'?"]),
         ({"data__batch_size": 64}, ["data.batch_size: 64 exceeds the 32 training samples"]),
         ({"train__accumulation": 3}, ["data.batch_size: 8 cannot be divided equally", "train.accumulation 3"]),
         ({"data__batch_size": 12, "train__accumulation": 3, "data__drop_last": "false"},
          ["data.drop_last: the last batch has 8 samples"]),
-        ({"data__name": "imagefolder"}, ["data.root: is not set"]),
-        ({"data__name": "imagefolder", "data__root": "/nowhere"}, ["data.root: /nowhere is not a folder"]),
-        ({"data__options": "{train: 0}"}, ["samples is 0"]),
+        ({"data__name": "imagefolder", "data__options": "{}"}, ["data.root: is not set"]),
+        ({"data__name": "imagefolder", "data__options": "{}", "data__root": "/nowhere"},
+         ["data.root: /nowhere is not a folder"]),
+        ({"data__options": "{train: 0}"}, ["data.options.train: is 0, must be at least 1"]),
     ],
 )  # fmt: skip
 def test_config_that_does_not_fit(refused: Callable[..., str], tmp_path: Path, changes: Any, parts: Any) -> None:
@@ -109,6 +113,26 @@ class Suicidal(TexturedDigits):
 def test_loader_process_that_dies(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("provscale.data.images.embedded.TexturedDigits", Suicidal)
     refused("data.workers: DataLoader worker", "lower data.workers", data__workers=1, progress=True)
+
+
+class Unreachable(TexturedDigits):
+    """Its loader process sends batches whose memory nobody hands out any more, as when it dies right after sending."""
+
+    def __getitem__(self, index: int) -> Item:
+        sharer: Any = resource_sharer._resource_sharer  # type: ignore[attr-defined]
+        if sharer._address is None:
+            sharer._start()
+            sharer._address = str(Path(tempfile.mkdtemp()) / "closed")
+            with socket.socket(socket.AF_UNIX) as closed:
+                closed.bind(sharer._address)
+        return super().__getitem__(index)
+
+
+def test_loader_process_that_died_after_sending(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch still takes it for alive, so the connection's own error arrives."""
+    monkeypatch.setattr("provscale.data.images.embedded.TexturedDigits", Unreachable)
+    refused("data.workers: DataLoader worker exited unexpectedly (ConnectionRefusedError)", "lower data.workers",
+            data__workers=1, progress=True)  # fmt: skip
 
 
 class Poisoned(TexturedDigits):

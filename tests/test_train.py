@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from provscale.command_line import parse
 from provscale.config import DataConfig
-from provscale.data import DATA_SETS
+from provscale.data import build_splits
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.plan import BatchPlan, evaluation_batches
 from provscale.data.transforms import ItemTransform
@@ -116,7 +116,7 @@ def test_the_commands_as_commands(run: Path, tmp_path: Path) -> None:
 
 def test_loader_processes_change_nothing() -> None:
     """Random crops included: order and content come from keys, not from who loads."""
-    splits = DATA_SETS["digits"](DataConfig(image_size=32, options={"train": 12, "edits": 4, "test": 4}), 0)
+    splits = build_splits(DataConfig(name="digits", image_size=32, options={"train": 12, "edits": 4, "test": 4}), 0)
     crop = ItemTransform(v2.Compose([v2.RandomResizedCrop([32, 32]), v2.RandomHorizontalFlip()]))
     items = LoadedItems(splits.train, Synthesis().prepare, crop, 2, seed=3)
     keys = [[(1, index) for index in (5, 2, 9)], [(1, index) for index in (0, 11)], [(2, 5)]]
@@ -165,7 +165,7 @@ def test_every_sample_is_evaluated_once(world_size: int, batch_size: int) -> Non
 def test_evaluation_does_not_depend_on_batch_size(tmp_path: Path) -> None:
     """Against accuracy counted by hand over all 7 test samples at once."""
     config = parse([*arguments(tmp_path), "--data.options={train: 4, edits: 4, test: 7}"])
-    splits = DATA_SETS["digits"](config.data, 0)
+    splits = build_splits(config.data, 0)
     network = build_model(config.model, 2).network
     engine = Engine(config)
     engine.prepare(GuidedStep(network, 0.0), build_optimizer(network.named_parameters(), frozenset(), config.optim))

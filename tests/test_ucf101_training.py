@@ -16,7 +16,7 @@ from paths import ROOT
 
 from provscale.command_line import parse
 from provscale.config import DataConfig
-from provscale.data import DATA_SETS, DataSplits
+from provscale.data import DataSplits, build_splits
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.skeletons import motions
 from provscale.data.skeletons.clips import SkeletonClip
@@ -35,7 +35,7 @@ SMALL = {"train": 12, "validation": 12, "test": 12, "length": 20, "frames": 8, "
 
 @pytest.fixture(scope="module")
 def splits() -> DataSplits:
-    return DATA_SETS["planted_actions"](DataConfig(name="planted_actions", options=SMALL), 0)
+    return build_splits(DataConfig(name="planted_actions", options=SMALL), 0)
 
 
 # motion
@@ -137,7 +137,7 @@ def test_segments_cover_the_clip(frames: int, count: int) -> None:
 
 @pytest.mark.parametrize("length", [15, 20, 47])
 def test_views_show_every_skeleton_once(length: int) -> None:
-    built = DATA_SETS["planted_actions"](DataConfig(name="", options={**SMALL, "length": length, "frames": 16}), 0)
+    built = build_splits(DataConfig(name="planted_actions", options={**SMALL, "length": length, "frames": 16}), 0)
     views: Any = built.test
     seen: dict[str, list[int]] = {}
     for index in range(len(views)):
@@ -259,7 +259,7 @@ def test_files_give_the_same_data_set(splits: DataSplits, tmp_path: Path) -> Non
     planted = PlantedOptions(**{key: SMALL[key] for key in ("train", "test", "length")})
     list(write_files(tmp_path / "new", *make_clips(planted, 0.1)))
     options = {"frames": 8, "persons": 5, "classes": list(CLASSES)}
-    read = DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path / "new"), options=options), 0)
+    read = build_splits(DataConfig(name="ucf101_24", root=str(tmp_path / "new"), options=options), 0)
     assert read.class_names == splits.class_names
     for ours, theirs in ((read.train, splits.train), (read.test, splits.test)):
         assert len(ours) == len(theirs)
@@ -274,27 +274,31 @@ def test_files_give_the_same_data_set(splits: DataSplits, tmp_path: Path) -> Non
 
 def test_missing_files_say_what_to_download(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.root: is not set"):
-        DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24"), 0)
+        build_splits(DataConfig(name="ucf101_24"), 0)
     with pytest.raises(UserError, match=r"ucf101_2d.pkl does not exist; download it from https://.*ucf101_2d.pkl"):
-        DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path)), 0)
+        build_splits(DataConfig(name="ucf101_24", root=str(tmp_path)), 0)
     (tmp_path / "ucf101_2d.pkl").touch()
     with pytest.raises(UserError, match=r"pyannot.pkl does not exist; download it from .*corrected-UCF101-Annots"):
-        DATA_SETS["ucf101_24"](DataConfig(name="ucf101_24", root=str(tmp_path)), 0)
+        build_splits(DataConfig(name="ucf101_24", root=str(tmp_path)), 0)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ucf101_24", {"frame": 8}, "unknown option 'frame'"),
+        ("ucf101_24", {"frame": 8}, r"data\.options\.frame: unknown option of ucf101_24, did you mean 'frames'"),
         ("planted_actions", {"frames": 0}, "frames: is 0, must be at least 1"),
-        ("planted_actions", {"bias": 2}, r"bias: is 2, must be in \[0, 1\]"),
+        ("planted_actions", {"bias": 2}, r"bias: is 2.0, must be in \[0, 1\]"),
         ("planted_actions", {"length": 10}, "length: is 10, must be at least 15"),
-        ("planted_actions", {"peple": 3}, "unknown option 'peple'"),
+        (
+            "planted_actions",
+            {"peple": 3},
+            r"data\.options\.peple: unknown option of planted_actions, did you mean 'people'",
+        ),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        DATA_SETS[name](DataConfig(name=name, root=".", options=options), 0)
+        build_splits(DataConfig(name=name, root=".", options=options), 0)
 
 
 # configs and training

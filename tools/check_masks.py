@@ -12,7 +12,7 @@ import sys
 from rich.table import Table
 
 from provscale.command_line import parse
-from provscale.data import DATA_SETS
+from provscale.data import build_splits
 from provscale.errors import UserError, reported
 from provscale.evaluation.mask_quality import MaskQuality, count_pixels, join, quality_of
 from provscale.synthesis import build_synthesis
@@ -26,7 +26,7 @@ def measure(arguments: list[str]) -> tuple[int, MaskQuality]:
         UserError: the config has no edited images, or their truth is unknown.
     """
     config = parse(arguments)
-    splits = DATA_SETS[config.data.name](config.data, config.seed)
+    splits = build_splits(config.data, config.seed)
     synthesis = build_synthesis(config.synthesis)
     if splits.edits is None or not synthesis.uses_edits:
         raise UserError("synthesis.name: this config uses no edited images; choose edited, and data that has them")

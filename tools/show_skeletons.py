@@ -23,7 +23,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
 from provscale.command_line import parse
-from provscale.data import DATA_SETS
+from provscale.data import build_splits
 from provscale.data.skeletons.items import COCO_KEYPOINTS, SkeletonViews
 from provscale.data.skeletons.tubes import Tube
 from provscale.errors import UserError
@@ -58,7 +58,7 @@ class Scene:
 
     def __init__(self, run: Path, clip: int, weights: str) -> None:
         config = parse(["--cfg", str(run / "config.yaml")])
-        splits = DATA_SETS[config.data.name](config.data, config.seed)
+        splits = build_splits(config.data, config.seed)
         if not isinstance(splits.test, SkeletonViews):
             raise UserError(f"{run}: its data set {config.data.name} has no skeletons; give a run on skeletons")
         views = splits.test

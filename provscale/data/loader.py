@@ -18,6 +18,7 @@ from provscale.errors import UserError
 from provscale.randomness import seeded
 from provscale.sample import Item
 from provscale.signals import ignore_stop_signals, stop_signals_ignored
+from provscale.user_modules import import_modules, imported
 
 
 class LoadedItems(Dataset[tuple[int, Item]]):
@@ -60,6 +61,7 @@ def make_loader(
 
     Raises:
         UserError: an item that cannot be used, with its name.
+        RuntimeError: "DataLoader worker ...", when a worker process died.
     """
     loader: DataLoader[Any] = DataLoader(
         _CaughtItems(items),
@@ -70,12 +72,18 @@ def make_loader(
         multiprocessing_context=worker_context() if workers else None,
         worker_init_fn=ignore_stop_signals,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        # Here, because a worker would send the whole transform along with every batch.
-        batch.normalise = items.normalise if batch.inputs.dtype == torch.uint8 else None
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            # Here, because a worker would send the whole transform along with every batch.
+            batch.normalise = items.normalise if batch.inputs.dtype == torch.uint8 else None
+            yield batch
+    except (ConnectionError, EOFError) as error:
+        # A batch's memory is asked of the worker that made it. Of one that died a moment ago PyTorch may not know yet.
+        if not workers or "in DataLoader worker process" in str(error):  # raised by the data set itself
+            raise
+        raise RuntimeError(f"DataLoader worker exited unexpectedly ({type(error).__name__})") from error
 
 
 def worker_context() -> BaseContext:
@@ -98,6 +106,15 @@ class _CaughtItems(Dataset[Any]):
             return self.items[key]
         except UserError as error:
             return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process imports the user's modules before it reads the items, which may be of their classes."""
+        return _caught_items, (imported(),), self.__dict__
+
+
+def _caught_items(modules: tuple[str, ...]) -> _CaughtItems:
+    import_modules(modules)
+    return _CaughtItems.__new__(_CaughtItems)
 
 
 class _CaughtCollate:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from provscale.config import DataConfig
+from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 from provscale.randomness import numpy_generator
 from provscale.registry import Registry
@@ -46,7 +46,8 @@ class DataSplits:
         edits: edited images that `synthesis.name: edited` adds, or None.
         train_transform, evaluation_transform: item -> item with float `inputs`; random ones draw from PyTorch's
             global generator, which is seeded for each sample.
-        mean, std: the normalisation of `inputs`, to show images again.
+        mean, std: the normalisation of evaluated images, to show them again; None = that of `evaluation_transform` if
+            it is an `ItemTransform`, else there are no images to show.
         metrics: evaluators that make sense here.
         best: the metric that decides the best epoch.
         train_groups: for each training item, what it must not be parted from when a share is held out (takes of one
@@ -66,8 +67,8 @@ class DataSplits:
     validation: ItemSource | None = None
     group_names: tuple[str, ...] = ()
     edits: ItemSource | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     metrics: tuple[str, ...] = ("group_accuracy",)
     best: str = "accuracy"
     train_groups: Sequence[Hashable] | None = None
@@ -94,9 +95,16 @@ class DataSplits:
     def train_as_evaluated(self, positions: Sequence[int]) -> ItemSource:
         return Chosen(self.train, positions) if self.evaluated_train is None else self.evaluated_train(positions)
 
+    def __post_init__(self) -> None:
+        if self.mean is None and isinstance(self.evaluation_transform, ItemTransform):
+            self.mean, self.std = (
+                tuple(value.flatten().tolist())
+                for value in (self.evaluation_transform.mean, self.evaluation_transform.std)
+            )
 
-DATA_SETS: Registry[Callable[[DataConfig, int], DataSplits]] = Registry("data.name")
-"""Builders by name, called with the config's `data` section and the seed."""
+
+DATA_SETS: Registry[Callable[..., DataSplits]] = Registry("data.name")
+"""Builders by name, called with the config's `data` section, the seed and their options (provscale/options.py)."""
 
 
 class OnDemand:

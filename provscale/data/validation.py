@@ -9,6 +9,7 @@ from dataclasses import replace
 from provscale.config import DataConfig
 from provscale.data.splits import DATA_SETS, Chosen, DataSplits, ItemSource, OnDemand
 from provscale.errors import UserError
+from provscale.options import build_part
 from provscale.randomness import numpy_generator
 
 
@@ -19,7 +20,7 @@ def build_splits(config: DataConfig, seed: int) -> DataSplits:
         UserError: whatever the data set finds wrong; a share is to be held out where a validation split exists, or
             where no class has two items (groups) to part.
     """
-    splits = DATA_SETS[config.name](config, seed)
+    splits = build_part(DATA_SETS, config.name, config.options, config, seed)
     share = config.validation_share
     if share is None:
         return splits

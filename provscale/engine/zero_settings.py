@@ -14,6 +14,7 @@ from typing import Any
 
 from provscale.config import Config
 from provscale.errors import UserError
+from provscale.shipped import shipped
 
 FILE_VARIABLE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 LAUNCH_VARIABLES = {
@@ -111,9 +112,7 @@ def read_launch(environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
 
 def read_json(name: str) -> dict[str, Any]:
     """The JSON file, relative to the working directory or else to the folder that holds `launch/`."""
-    path = Path(name)
-    if not path.is_absolute() and not path.exists():
-        path = Path(__file__).resolve().parents[2] / name
+    path = Path(name) if Path(name).exists() else shipped(name)
     try:
         content = json.loads(path.read_text())
     except OSError as error:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from provscale.config import ModelConfig
 from provscale.errors import UserError
+from provscale.options import build_part
 from provscale.registry import Registry, nearest
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model.name")
-"""Builders beside timm's, called with `num_classes` and the config's `model.options` as keywords."""
+"""Builders beside timm's, called with `num_classes` and their options as keywords (provscale/options.py)."""
 
 
 @dataclass
@@ -59,9 +60,9 @@ def build_model(config: ModelConfig, num_classes: int) -> BuiltModel:
 
 
 def create(config: ModelConfig, num_classes: int) -> nn.Module:
+    if config.name in MODELS:
+        return build_part(MODELS, config.name, config.options, num_classes=num_classes)
     try:
-        if config.name in MODELS:
-            return MODELS[config.name](num_classes=num_classes, **config.options)
         if not timm.is_model(config.name):
             hint = nearest(config.name, [*MODELS, *timm.list_models()])
             raise UserError(f"model.name: unknown model '{config.name}'{hint or ' (see timm.list_models())'}")

@@ -84,6 +84,7 @@ class STGCN(SkeletonNetwork):
 
     Args:
         num_classes: K.
+        dropout: of the head.
         options: further arguments of MMAction2's STGCN, e.g. `num_stages`, `base_channels`.
     """
 

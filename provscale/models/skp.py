@@ -14,6 +14,7 @@ an executor can record, and without a number that the host has to wait for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from provscale.models.build import MODELS
 from provscale.second_derivatives.masked_norm import MaskedBatchNorm1d
 from provscale.second_derivatives.set_maximum import SetMaximum
 
-MISSING = ("auto", "packed", "masked")
+Missing = Literal["auto", "packed", "masked"]
 
 
 class PointLayers(nn.Sequential):
@@ -87,7 +88,7 @@ class StructuredKeypointPooling(nn.Module):
         repeats: Sequence[int] = (1, 1, 1),
         expansion: int = 2,
         normalize: bool = True,
-        missing: str = "auto",
+        missing: Missing = "auto",
     ) -> None:
         super().__init__()
         if min(keypoints, width, expansion) < 1:
@@ -98,8 +99,8 @@ class StructuredKeypointPooling(nn.Module):
             raise UserError(
                 f"model.options.repeats: is {list(repeats)}, must be three numbers of blocks, e.g. [1, 1, 1]"
             )
-        if missing not in MISSING:
-            raise UserError(f"model.options.missing: is '{missing}', must be one of: {', '.join(MISSING)}")
+        if missing not in get_args(Missing):
+            raise UserError(f"model.options.missing: is '{missing}', must be one of: {', '.join(get_args(Missing))}")
         self.keypoints = keypoints
         self.missing = missing
         self.masked = missing == "masked"

@@ -43,11 +43,16 @@ class Pictures:
 
 
 def to_pictures(
-    inputs: Tensor, masks: Tensor, gradients: Tensor, mean: tuple[float, ...], std: tuple[float, ...], names: list[str]
+    inputs: Tensor,
+    masks: Tensor,
+    gradients: Tensor,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    names: list[str],
 ) -> Pictures | None:
     """From tensors [N, 3, H, W], [N, 1, H, W] and [N, 3, H, W] on the CPU; None if the inputs are no images."""
     # Skeletons of three persons have this shape, too; only images are normalised by channel.
-    if inputs.dim() != 4 or inputs.shape[1] != 3 or len(mean) != 3:
+    if inputs.dim() != 4 or inputs.shape[1] != 3 or mean is None or std is None or len(mean) != 3:
         return None
     pixels = inputs * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     images = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

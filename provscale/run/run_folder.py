@@ -224,10 +224,18 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
             )
 
 
+def installed_version(package: str) -> str:
+    """Of an installed package; "not installed" of a checkout that Python finds by its path alone."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and git revision, for summary.json and W&B."""
     packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "provscale")
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: installed_version(name) for name in packages}
     revision = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )

@@ -1,7 +1,7 @@
 """Syntheses: inputs and their provenance, made together."""
 
 from provscale.config import SynthesisConfig
-from provscale.errors import UserError
+from provscale.options import build_part
 from provscale.synthesis.ablation import random_mask
 from provscale.synthesis.base import SYNTHESES, Key, Mixing, Synthesis, neighbours
 from provscale.synthesis.batchmix import BatchMix
@@ -25,8 +25,5 @@ __all__ = [
 
 
 def build_synthesis(config: SynthesisConfig) -> Synthesis:
-    """The synthesis a config asks for. Raises UserError: unknown name or option."""
-    try:
-        return SYNTHESES[config.name](**config.options)
-    except TypeError as error:
-        raise UserError(f"synthesis.options: {config.options} does not fit '{config.name}': {error}") from None
+    """The synthesis a config asks for. Raises UserError: unknown name, or an option that cannot be used."""
+    return build_part(SYNTHESES, config.name, config.options)

@@ -90,5 +90,5 @@ def mixed(
 
 
 SYNTHESES: Registry[Callable[..., Synthesis]] = Registry("synthesis.name")
-"""Builders by name, called with the config's `synthesis.options` as keywords."""
+"""Builders by name, called with their options only (provscale/options.py)."""
 SYNTHESES.register("none")(Synthesis)

@@ -8,6 +8,7 @@ puts everybody of both clips together; nobody is left out, and no label becomes 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -56,6 +57,7 @@ def mix_frames(generator: np.random.Generator, frames: int, beta: float) -> tupl
 
 
 @SYNTHESES.register("batchmix")
+@dataclass
 class BatchMix(Mixing):
     """M in {0, 1}^(P x F x E) says of each element of the mixed clip whether it comes from A.
 
@@ -78,19 +80,22 @@ class BatchMix(Mixing):
         UserError: another variant, beta not above 0, or slots that are no positive number.
     """
 
-    def __init__(self, variant: Variant = "overlay", beta: float = 1.0, slots: int | None = None) -> None:
-        if variant not in get_args(Variant):
+    variant: Variant = "overlay"
+    beta: float = 1.0
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in get_args(Variant):
             raise UserError(
-                f"synthesis.options.variant: is '{variant}', must be one of: {', '.join(get_args(Variant))}"
+                f"synthesis.options.variant: is '{self.variant}', must be one of: {', '.join(get_args(Variant))}"
             )
-        if not beta > 0:
-            raise UserError(f"synthesis.options.beta: is {beta}, must be above 0")
-        if slots is not None and (slots < 1 or variant != "overlay"):
+        if not self.beta > 0:
+            raise UserError(f"synthesis.options.beta: is {self.beta}, must be above 0")
+        if self.slots is not None and (self.slots < 1 or self.variant != "overlay"):
             raise UserError(
-                f"synthesis.options.slots: is {slots} with variant {variant}; it must be at least 1, and belongs to "
-                "variant overlay"
+                f"synthesis.options.slots: is {self.slots} with variant {self.variant}; it must be at least 1, and "
+                "belongs to variant overlay"
             )
-        self.variant, self.beta, self.slots = variant, beta, slots
         self.persons = self.dropped = 0
 
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:

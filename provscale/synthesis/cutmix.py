@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -23,6 +25,7 @@ def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: fl
 
 
 @SYNTHESES.register("cutmix")
+@dataclass
 class CutMix(Mixing):
     """Pastes a box of B into A, one box a sample. lambda is the share of A recomputed from the clipped box.
 
@@ -30,10 +33,11 @@ class CutMix(Mixing):
         beta: parameter b of Beta(b, b); the paper's peers use 1.
     """
 
-    def __init__(self, beta: float = 1.0) -> None:
-        if not 0 < beta < float("inf"):
-            raise UserError(f"synthesis.options.beta: is {beta}, must be above 0 and finite")
-        self.beta = beta
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < float("inf"):
+            raise UserError(f"synthesis.options.beta: is {self.beta}, must be above 0 and finite")
 
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
         height, width = sample.inputs.shape[-2:]

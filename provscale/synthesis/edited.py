@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torchvision import tv_tensors
 
 from provscale.errors import UserError
@@ -11,6 +13,7 @@ from provscale.synthesis.difference import difference_mask
 
 
 @SYNTHESES.register("edited")
+@dataclass
 class Edited(Synthesis):
     """Adds a data set's edited images, hard label, M = 1 where the source was not edited.
 
@@ -21,12 +24,12 @@ class Edited(Synthesis):
         smoothing: standard deviation, in pixels, of a Gaussian over the difference; 0 is the paper's plain form.
     """
 
+    smoothing: float = 0.0
     uses_edits = True
 
-    def __init__(self, smoothing: float = 0.0) -> None:
-        if not smoothing >= 0:
-            raise UserError(f"synthesis.options.smoothing: is {smoothing}, must be 0 or more")
-        self.smoothing = smoothing
+    def __post_init__(self) -> None:
+        if not self.smoothing >= 0:
+            raise UserError(f"synthesis.options.smoothing: is {self.smoothing}, must be 0 or more")
 
     def prepare(self, item: Item) -> Item:
         if item.is_synthetic and item.provenance_mask is None:

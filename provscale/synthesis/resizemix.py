@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ def resize_weights(starts: Tensor, ends: Tensor, size: int) -> Tensor:
 
 
 @SYNTHESES.register("resizemix")
+@dataclass
 class ResizeMix(Mixing):
     """Shrinks the whole of B and pastes it inside A. lambda = 1 - share of the pasted area.
 
@@ -44,10 +47,12 @@ class ResizeMix(Mixing):
         low, high: range of the uniform scale; the paper's peer uses 0.1 and 0.8.
     """
 
-    def __init__(self, low: float = 0.1, high: float = 0.8) -> None:
-        if not 0 < low <= high <= 1:
-            raise UserError(f"synthesis.options: low {low} and high {high} must satisfy 0 < low <= high <= 1")
-        self.low, self.high = low, high
+    low: float = 0.1
+    high: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high <= 1:
+            raise UserError(f"synthesis.options: low {self.low} and high {self.high} must satisfy 0 < low <= high <= 1")
 
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
         height, width = sample.inputs.shape[-2:]

@@ -12,7 +12,7 @@ from folders import make_image_folder, rewrite
 from tiny_runs import arguments
 
 from provscale.config import DataConfig
-from provscale.data import DATA_SETS, DataSplits, build_splits
+from provscale.data import DataSplits, build_splits
 from provscale.data.skeletons.clips import SkeletonClip
 from provscale.data.skeletons.items import SkeletonViews
 from provscale.data.skeletons.tubes import GroundTruth, Tube
@@ -163,7 +163,7 @@ def test_classes_are_named_or_counted_in_train(tmp_path: Path) -> None:
     rewrite(root, "train", "5.png,1", "5.png,2")
     assert folder_splits(root).num_classes == 3
     config = DataConfig(name="imagefolder", root=str(root), options={"class_names": ["a", "b"]})
-    splits = DATA_SETS["imagefolder"](config, 0)
+    splits = build_splits(config, 0)
     assert splits.class_names == ("a", "b")
     with pytest.raises(UserError, match=r"train/metadata\.csv, line 7: label 2 is out of range"):
         len(splits.train)

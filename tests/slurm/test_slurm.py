@@ -124,7 +124,7 @@ def of_job(job: str, word: str, **environment: str) -> psutil.Process:
 
 
 def training(job: str, rank: int) -> psutil.Process:
-    return of_job(job, "provscale/train.py", RANK=str(rank))
+    return of_job(job, "provscale.train", RANK=str(rank))
 
 
 def launcher(job: str, node: int) -> psutil.Process:

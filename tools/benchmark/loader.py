@@ -42,7 +42,7 @@ import psutil
 import torch
 
 from provscale.config import DataConfig
-from provscale.data import DATA_SETS
+from provscale.data import build_splits
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.errors import UserError, reported
@@ -60,7 +60,7 @@ Pass = Callable[[], int]
 # ---- the loaders -------------------------------------------------------------------------------------------------
 def our_batches(root: Path, size: int, batch: int, workers: int, training: bool, epochs: int) -> Iterator[Any]:
     """Finished samples, as the trainer (one loader for all epochs) or `evaluate` (one for each) gets them."""
-    splits = DATA_SETS["imagefolder"](DataConfig(root=str(root), image_size=size), 0)
+    splits = build_splits(DataConfig(name="imagefolder", root=str(root), image_size=size), 0)
     source, transform = (
         (splits.train, splits.train_transform) if training else (splits.test, splits.evaluation_transform)
     )
@@ -116,7 +116,7 @@ def extra_passes(root: Path, size: int, batch: int, epochs: int) -> dict[str, Pa
     """Training images, edits whose mask is the difference to their source, and edits with a mask file."""
     from provscale.data.images.folder import FolderSplit
 
-    splits = DATA_SETS["imagefolder"](DataConfig(root=str(root), image_size=size), 0)
+    splits = build_splits(DataConfig(name="imagefolder", root=str(root), image_size=size), 0)
     sources = {
         "image": splits.train,
         "edited image, source compared": FolderSplit(root / "edits", edited=True),
@@ -131,7 +131,7 @@ def extra_passes(root: Path, size: int, batch: int, epochs: int) -> dict[str, Pa
 def clip_passes(batch: int, epochs: int) -> dict[str, Pass]:
     """Clips of the planted actions at their defaults; empty without the package that holds the motions."""
     try:
-        splits = DATA_SETS["planted_actions"](DataConfig(options={"train": 64, "test": 8}), 0)
+        splits = build_splits(DataConfig(name="planted_actions", options={"train": 64, "test": 8}), 0)
     except UserError as error:
         print(f"[benchmark] no skeletons: {error}", file=sys.stderr, flush=True)
         return {}
@@ -199,9 +199,8 @@ def compare_pixels(root: Path, size: int, batch: int) -> float:
 
 # ---- report ----------------------------------------------------------------------------------------------------------
 def run(options: argparse.Namespace) -> None:
-    from benchmark import cpu_name
-
     from provscale.files import update_document
+    from tools.benchmark.__main__ import cpu_name
 
     torch.set_num_threads(1)
     if options.images % options.batch:

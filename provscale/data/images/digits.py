@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,6 +36,48 @@ PHOTOGRAPH_SIDE = 512
 DIGITS_OF_SPLIT = {"train": (0, 250), "validation": (250, 350), "test": (350, 500)}
 # (top, left, bottom, right) of each photograph, in pixels: no pixel serves two splits.
 REGION_OF_SPLIT = {"train": (0, 0, 512, 256), "validation": (0, 256, 208, 512), "test": (208, 256, 512, 512)}
+
+
+@dataclass(frozen=True)
+class DigitLook:
+    """Which digits are on which textures, and how they look.
+
+    Args:
+        classes: digits to tell apart, 0 to 9.
+        textures: a texture (`TEXTURES`) for each class, its background in training; or one for all.
+        digit_scale: (smallest, largest) side of the MNIST frame around the digit, as a share of the image's.
+        ink: (lowest, highest) value of the digit's colour channels, each drawn uniformly, 0 to 255.
+        jpeg_quality: edited images pass through JPEG of this quality, 1 to 100, because a generator also alters,
+            slightly, what it does not edit. null: the digit's pixels stay exactly as they were.
+    """
+
+    classes: Sequence[int] = (3, 5)
+    textures: Sequence[str] = ("granite", "wood")
+    digit_scale: tuple[float, float] = (0.5, 0.7)
+    ink: tuple[int, int] = (200, 255)
+    jpeg_quality: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError when a value is out of range."""
+        classes, textures = self.classes, self.textures
+        distinct = len(set(classes)) == len(classes) and set(classes) <= set(range(10))
+        require(distinct and len(classes) >= 2, "classes", list(classes), "two or more different digits of 0 to 9")
+        for texture in textures:
+            hint = nearest(texture, list(TEXTURES))
+            require(texture in TEXTURES, "textures", f"'{texture}'", "one of: " + ", ".join(TEXTURES) + hint)
+        as_many = len(set(textures)) == len(textures) and len(textures) in (1, len(classes))
+        each = f"one different texture for each of the {len(classes)} classes, or one for all"
+        require(as_many, "textures", list(textures), each)
+        low, high = self.digit_scale
+        require(0 < low <= high <= 1, "digit_scale", list(self.digit_scale), "0 < smallest <= largest <= 1")
+        require(0 <= self.ink[0] <= self.ink[1] <= 255, "ink", list(self.ink), "0 <= lowest <= highest <= 255")
+        fits = self.jpeg_quality is None or 1 <= self.jpeg_quality <= 100
+        require(fits, "jpeg_quality", self.jpeg_quality, "1 to 100, or null for no compression")
+
+
+def require(fits: bool, name: str, value: object, allowed: str) -> None:
+    if not fits:
+        raise UserError(f"data.options.{name}: is {value}, must be {allowed}")
 
 
 class TexturedDigits(Dataset[Item]):
@@ -68,11 +111,7 @@ class TexturedDigits(Dataset[Item]):
         size: int = 64,
         seed: int = 0,
         samples: int = 400,
-        classes: Sequence[int] = (3, 5),
-        textures: Sequence[str] = ("granite", "wood"),
-        digit_scale: tuple[float, float] = (0.5, 0.7),
-        ink: tuple[int, int] = (200, 255),
-        jpeg_quality: int | None = None,
+        look: DigitLook | None = None,
     ) -> None:
         """
         Args:
@@ -80,20 +119,24 @@ class TexturedDigits(Dataset[Item]):
             size: side of the images, pixels.
             seed: chooses digits, places, crops and colours; not which digits and regions belong to a split.
             samples: number of samples.
-            classes: digits to tell apart, 0 to 9.
-            textures: one of `TEXTURES` for each class, its background in training; or one for all.
-            digit_scale: (smallest, largest) side of the MNIST frame around the digit, as a share of `size`.
-            ink: (lowest, highest) value of the digit's colour channels, each drawn uniformly, 0 to 255.
-            jpeg_quality: edited images pass through JPEG of this quality, 1 to 100, because a generator also
-                alters, slightly, what it does not edit. None: the digit's pixels stay exactly as they were.
+            look: classes, textures and looks; None = the defaults.
 
         Raises:
             UserError: a value outside its range, or a package that is not installed.
         """
-        _check(split, size, samples, classes, textures, digit_scale, ink, jpeg_quality)
+        look = look or DigitLook()
+        if split not in SPLITS:
+            raise UserError(f"data set digits: has no split '{split}'{nearest(split, list(SPLITS))}")
+        if size < 16 or samples < 1:
+            raise UserError(f"data set digits: {samples} images of {size} pixels; allowed: at least 1, and 16 pixels")
+        enough = len(look.textures) > 1 or split != "edits"
+        require(enough, "textures", list(look.textures), "at least two for edits, which exchange the background")
+        least = 8 / size
+        fits = look.digit_scale[0] >= least
+        require(fits, "digit_scale", list(look.digit_scale), f"at least {least:g}, 8 of the image's {size} pixels")
         self.split, self.size, self.seed, self.samples = split, size, seed, samples
-        self.classes, self.textures = tuple(classes), tuple(textures)
-        self.digit_scale, self.ink, self.jpeg_quality = digit_scale, ink, jpeg_quality
+        self.classes, self.textures = tuple(look.classes), tuple(look.textures)
+        self.digit_scale, self.ink, self.jpeg_quality = look.digit_scale, look.ink, look.jpeg_quality
         self.num_classes = len(self.classes)
         self.class_names = [str(digit) for digit in self.classes]
         self.group_names = [f"{digit} on {texture}" for digit in self.classes for texture in self.textures]
@@ -230,37 +273,3 @@ def _photograph(texture: str) -> NDArray[np.uint8]:
     if photograph.shape[:2] != (PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE):
         photograph = cv2.resize(photograph, (PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(photograph[..., ::-1]).astype(np.uint8)
-
-
-def _check(
-    split: str,
-    size: int,
-    samples: int,
-    classes: Sequence[int],
-    textures: Sequence[str],
-    digit_scale: tuple[float, float],
-    ink: tuple[int, int],
-    jpeg_quality: int | None,
-) -> None:
-    def require(fits: bool, name: str, value: object, allowed: str) -> None:
-        if not fits:
-            raise UserError(f"data 'digits': {name} is {value}; allowed: {allowed}")
-
-    require(split in SPLITS, "split", f"'{split}'", ", ".join(SPLITS) + nearest(split, list(SPLITS)))
-    require(size >= 16, "size", size, "at least 16 pixels")
-    require(samples >= 1, "samples", samples, "at least 1")
-    distinct = len(set(classes)) == len(classes) and set(classes) <= set(range(10))
-    require(distinct and len(classes) >= 2, "classes", list(classes), "two or more different digits of 0 to 9")
-    for texture in textures:
-        hint = nearest(texture, list(TEXTURES))
-        require(texture in TEXTURES, "textures", f"'{texture}'", ", ".join(TEXTURES) + hint)
-    as_many = len(set(textures)) == len(textures) and len(textures) in (1, len(classes))
-    each = f"one different texture for each of the {len(classes)} classes, or one for all"
-    require(as_many, "textures", list(textures), each)
-    enough = len(textures) > 1 or split != "edits"
-    require(enough, "textures", list(textures), "at least two for edits, which exchange the background")
-    low, high = digit_scale
-    require(8 / size <= low <= high <= 1, "digit_scale", list(digit_scale), f"{8 / size:g} <= smallest <= largest <= 1")
-    require(0 <= ink[0] <= ink[1] <= 255, "ink", list(ink), "0 <= lowest <= highest <= 255")
-    fits = jpeg_quality is None or 1 <= jpeg_quality <= 100
-    require(fits, "jpeg_quality", jpeg_quality, "1 to 100, or null for no compression")

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-import inspect
+from dataclasses import dataclass
 
 from torchvision.transforms import v2
 
 from provscale.config import DataConfig
-from provscale.data.images.digits import TexturedDigits
+from provscale.data.images.digits import DigitLook, TexturedDigits
 from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
-from provscale.registry import nearest
 
-COUNTS = {"train": 400, "edits": 200, "validation": 200, "test": 600}
-"""Samples of each split, unless `data.options` says otherwise."""
+COUNTS = ("train", "edits", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DigitsOptions(DigitLook):
+    """How many digits there are, and how they look.
+
+    Args:
+        train: number of training images.
+        edits: number of edited training images, of which `synthesis.added` may take fewer.
+        validation: number of images that the best epoch is chosen on.
+        test: number of test images.
+    """
+
+    train: int = 400
+    edits: int = 200
+    validation: int = 200
+    test: int = 600
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise UserError(f"data.options.{name}: is {getattr(self, name)}, must be at least 1")
 
 
 @DATA_SETS.register("digits")
-def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: `train`, `edits`, `validation`, `test` (sample counts) and the settings of `TexturedDigits`.
+def build(config: DataConfig, seed: int, options: DigitsOptions) -> DataSplits:
+    """TexturedDigits; without edits where all classes have one texture.
 
     Training images are flipped by nothing (digits have a handedness); the normalisation is that of
     EfficientNet-lite0's published weights.
     """
-    options = dict(config.options)
-    own = set(inspect.signature(TexturedDigits).parameters) - {"split", "size", "seed", "samples"}
-    allowed = sorted({*own, *COUNTS})
-    for name in options:
-        if name not in allowed:
-            raise UserError(f"data.options: unknown '{name}'{nearest(name, allowed)} (one of: {', '.join(allowed)})")
-    counts = {name: options.pop(name, default) for name, default in COUNTS.items()}
     splits = {
-        name: TexturedDigits(name, size=config.image_size, seed=seed, samples=count, **options)
-        for name, count in counts.items()
-        if name != "edits" or len(options.get("textures", ())) != 1
+        name: TexturedDigits(name, config.image_size, seed, samples=getattr(options, name), look=options)
+        for name in COUNTS
+        if name != "edits" or len(options.textures) != 1
     }
     test = splits["test"]
     resize = v2.Resize([config.image_size, config.image_size], antialias=True)
@@ -48,8 +62,6 @@ def build(config: DataConfig, seed: int) -> DataSplits:
         group_names=tuple(test.group_names),
         train_transform=ItemTransform(resize),
         evaluation_transform=ItemTransform(resize),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
         metrics=("group_accuracy", "maxboxacc", "gradient_energy"),
         best="worst_group",
     )

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +78,18 @@ def written(value: Any) -> str:
     return "" if value is None or value != value else str(value)
 
 
+def as_number(value: Any) -> float | None:
+    """A cell as a number; None if it is none, or empty.
+
+    One empty cell makes the csv reader give the whole column as floats, and one word the whole column as text.
+    """
+    try:
+        found = float("" if isinstance(value, bool) or value is None else value)
+    except ValueError:
+        return None
+    return found if found == found else None
+
+
 class FolderSplit:
     """One split of an image folder; images are opened when asked for.
 
@@ -101,14 +114,14 @@ class FolderSplit:
 
     def check_row(self, row: dict[str, Any], where: str) -> None:
         for column in ("label", "group"):
-            value = row.get(column, 0)
-            # One empty cell makes the csv reader give the whole column as floats.
-            if not isinstance(value, int | float) or isinstance(value, bool) or value != value // 1 or value < 0:
-                raise UserError(f"{where}: {column} is '{written(value)}', must be an integer from 0")
+            value = as_number(row.get(column, 0))
+            if value is None or value != value // 1 or value < 0:
+                raise UserError(f"{where}: {column} is '{written(row[column])}', must be an integer from 0")
+            if column in row:
+                row[column] = int(value)
         for column in BOX:
-            value = row.get(column, 0)
-            if not isinstance(value, int | float) or value != value:
-                raise UserError(f"{where}: {column} is '{written(value)}', must be a number of pixels")
+            if as_number(row.get(column, 0)) is None:
+                raise UserError(f"{where}: {column} is '{written(row[column])}', must be a number of pixels")
         for column in FILES:
             if row.get(column) is None:
                 if column in row and column in ("file_name", "object_mask_file_name"):
@@ -194,23 +207,35 @@ class FolderSplit:
         return mask.div_(255) if high > 1 else mask
 
 
-@DATA_SETS.register("imagefolder")
-def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: `class_names`, `group_names` (lists), `crop` (true: random resized crop and flip; false: resize).
+@dataclass
+class FolderOptions:
+    """How an image folder is read.
 
-    Metrics are those that every folder evaluated has annotations for. Training images and edits are looked into when
+    Args:
+        class_names: a name for each label; empty = the training labels themselves.
+        group_names: a name for each group; empty = the groups themselves.
+        crop: train on random resized crops, mirrored half of the time; false = on whole images.
+    """
+
+    class_names: Sequence[str] = ()
+    group_names: Sequence[str] = ()
+    crop: bool = True
+
+
+@DATA_SETS.register("imagefolder")
+def build(config: DataConfig, seed: int, options: FolderOptions) -> DataSplits:
+    """Metrics are those that every folder evaluated has annotations for. Training images and edits are looked into when
     they are needed, so that weights can be evaluated without them; without `class_names`, training labels number the
     classes where they are there.
+
+    Raises:
+        UserError: `data.root` is no such folder, or a file in it cannot be used.
     """
     if config.root is None:
         raise UserError("data.root: is not set; the imagefolder data set needs its folder")
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder; give the one that holds train/ and test/")
-    unknown = sorted(set(config.options) - {"class_names", "group_names", "crop"})
-    if unknown:
-        raise UserError(f"data.options: unknown '{unknown[0]}'; the imagefolder data set has class_names, group_names, "
-                        "crop")  # fmt: skip
     folders = [name for name in ("validation", "val", "test") if (root / name).is_dir()]
     if {"validation", "val"} <= set(folders):
         raise UserError(f"data.root: {root} has both validation/ and val/; keep one of them")
@@ -219,7 +244,7 @@ def build(config: DataConfig, seed: int) -> DataSplits:
     def read(name: str) -> FolderSplit:
         return FolderSplit(root / name, edited=name == "edits", annotated=name in ("validation", "val", "test"))
 
-    class_names = config.options.get("class_names") or [
+    class_names = options.class_names or [
         str(label) for label in range(count_classes(read(name) for name in labelled_folders(root, folders)))
     ]
 
@@ -233,7 +258,7 @@ def build(config: DataConfig, seed: int) -> DataSplits:
     has_group, has_box = (
         bool(annotated) and all(split.annotates(column) for split in annotated) for column in ("group", "x0")
     )
-    group_names = config.options.get("group_names") or (
+    group_names = options.group_names or (
         [str(group) for group in range(1 + max(int(row["group"]) for split in annotated for row in split.rows))]
         if has_group
         else []
@@ -251,12 +276,8 @@ def build(config: DataConfig, seed: int) -> DataSplits:
         num_classes=len(class_names),
         class_names=tuple(class_names),
         group_names=tuple(group_names),
-        train_transform=ItemTransform(
-            crop if config.options.get("crop", True) else resize, IMAGENET_MEAN, IMAGENET_STD
-        ),
+        train_transform=ItemTransform(crop if options.crop else resize, IMAGENET_MEAN, IMAGENET_STD),
         evaluation_transform=ItemTransform(resize, IMAGENET_MEAN, IMAGENET_STD),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
         metrics=("group_accuracy", "maxboxacc") if has_box else ("group_accuracy",),
         best="worst_group" if has_group else "accuracy",
     )

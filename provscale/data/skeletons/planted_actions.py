@@ -22,7 +22,7 @@ from provscale.data.skeletons.clips import SkeletonClip, write_skeletons
 from provscale.data.skeletons.motions import load_motion, resample
 from provscale.data.skeletons.tracks import skeleton_boxes
 from provscale.data.skeletons.tubes import UCF101_RESOLUTION, GroundTruth, Tube
-from provscale.data.skeletons.ucf101 import SKELETON_OPTIONS, SkeletonOptions, skeleton_splits
+from provscale.data.skeletons.ucf101 import SkeletonOptions, skeleton_splits
 from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.errors import UserError
 from provscale.randomness import numpy_generator
@@ -184,19 +184,20 @@ def annotation(truth: GroundTruth, video: str) -> dict[str, object]:
     return {"annotations": entries, "numf": truth.frame_counts[video], "label": truth.tubes[video][0].label}
 
 
-@DATA_SETS.register("planted_actions")
-def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: those of `PlantedOptions` and of `SkeletonOptions` (with F = 16 frames, P = 6 persons by default).
+@dataclass
+class PlantedActionsOptions(SkeletonOptions, PlantedOptions):
+    """How clips are made, and what is read from them."""
 
-    Raises:
-        UserError: an unknown or impossible option, or the package with the motion clips is not installed.
-    """
-    options = {"frames": 16, "persons": 6, **config.options}
-    known = {*SKELETON_OPTIONS, *PlantedOptions.__dataclass_fields__}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise UserError(f"data.options: unknown option '{unknown[0]}' (one of: {', '.join(sorted(known))})")
-    skeleton = SkeletonOptions(**{key: value for key, value in options.items() if key in SKELETON_OPTIONS})
-    planted = PlantedOptions(**{key: value for key, value in options.items() if key not in SKELETON_OPTIONS})
-    clips, truth = make_clips(planted, skeleton.box_margin)
-    return skeleton_splits(clips, truth, CLASSES, skeleton)
+    frames: int = 16
+    persons: int = 6
+
+    def __post_init__(self) -> None:
+        SkeletonOptions.__post_init__(self)
+        PlantedOptions.__post_init__(self)
+
+
+@DATA_SETS.register("planted_actions")
+def build(config: DataConfig, seed: int, options: PlantedActionsOptions) -> DataSplits:
+    """Raises UserError when the package with the motion clips is not installed."""
+    clips, truth = make_clips(options, options.box_margin)
+    return skeleton_splits(clips, truth, CLASSES, options)

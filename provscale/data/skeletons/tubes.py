@@ -91,7 +91,7 @@ def label_of_class(name: str, where: str, classes: Sequence[str] = UCF101_24_CLA
     """The label of a class name; UserError, naming `where`, when it is none of `classes`."""
     if name not in classes:
         hint = nearest(name, list(classes))
-        allowed = "the 24 classes of UCF101-24" if classes is UCF101_24_CLASSES else ", ".join(classes)
+        allowed = "the 24 classes of UCF101-24" if tuple(classes) == UCF101_24_CLASSES else ", ".join(classes)
         raise UserError(f"{where}: unknown class '{name}'{hint} (allowed: {allowed})")
     return classes.index(name)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from provscale.config import DataConfig
@@ -56,7 +56,22 @@ class SkeletonOptions:
                 raise UserError(f"data.options.{name}: is {getattr(self, name)}, must be {text}")
 
 
-SKELETON_OPTIONS = frozenset(entry.name for entry in fields(SkeletonOptions))
+@dataclass
+class UCF101Options(SkeletonOptions):
+    """The files of UCF101-24, or of one's own data in the same formats.
+
+    Attributes:
+        annotations: skeleton pickle in `data.root`.
+        ground_truth: person tubes in `data.root`; with "v2" in its name it is read as UCF101v2-GT.pkl, otherwise as
+            pyannot.pkl.
+        test_list: names of the test videos in `data.root`, which pyannot.pkl needs.
+        classes: class names, for data of one's own.
+    """
+
+    annotations: str = "ucf101_2d.pkl"
+    ground_truth: str = "pyannot.pkl"
+    test_list: str = "testlist01.txt"
+    classes: tuple[str, ...] = UCF101_24_CLASSES
 
 
 def group_of_video(name: str) -> str:
@@ -114,28 +129,10 @@ def skeleton_splits(
 
 
 @DATA_SETS.register("ucf101_24")
-def build(config: DataConfig, seed: int) -> DataSplits:
-    """Options: those of `SkeletonOptions`; `annotations`, `ground_truth`, `test_list` (file names in `data.root`); and
-    `classes` (class names, for data of one's own).
-
-    A ground-truth file with "v2" in its name is read as UCF101v2-GT.pkl, any other as pyannot.pkl.
-
-    Raises:
-        UserError: a file that is missing or that cannot be used, or an unknown option.
-    """
-    options = dict(config.options)
-    names = {
-        key: str(options.pop(key, default))
-        for key, default in (
-            ("annotations", "ucf101_2d.pkl"), ("ground_truth", "pyannot.pkl"), ("test_list", "testlist01.txt")
-        )
-    }  # fmt: skip
-    classes = tuple(options.pop("classes", UCF101_24_CLASSES))
-    unknown = sorted(set(options) - SKELETON_OPTIONS)
-    if unknown:
-        allowed = ", ".join(sorted({*SKELETON_OPTIONS, *names, "classes"}))
-        raise UserError(f"data.options: unknown option '{unknown[0]}' (one of: {allowed})")
-    skeleton_options = SkeletonOptions(**options)
+def build(config: DataConfig, seed: int, options: UCF101Options) -> DataSplits:
+    """Raises UserError: a file that is missing or that cannot be used."""
+    names = {key: getattr(options, key) for key in ("annotations", "ground_truth", "test_list")}
+    classes = options.classes
     if config.root is None:
         raise UserError("data.root: is not set; ucf101_24 needs the folder of its skeletons and tubes")
     root, second = Path(config.root), "v2" in names["ground_truth"].lower()
@@ -154,4 +151,4 @@ def build(config: DataConfig, seed: int) -> DataSplits:
     )
     # All videos of UCF101 have one resolution, and coordinates are normalised by it.
     found = read_skeletons(root / names["annotations"], truth.frame_counts, classes=classes)
-    return skeleton_splits(found.clips, truth, classes, skeleton_options)
+    return skeleton_splits(found.clips, truth, classes, options)

@@ -13,21 +13,21 @@ import torch
 from torchvision import tv_tensors
 
 from provscale.data.images import digits
-from provscale.data.images.digits import DIGITS_OF_SPLIT, REGION_OF_SPLIT, SPLITS, TexturedDigits
+from provscale.data.images.digits import DIGITS_OF_SPLIT, REGION_OF_SPLIT, SPLITS, DigitLook, TexturedDigits
 from provscale.errors import UserError
 from provscale.sample import collate
 
 NUMBER = 48
 PRINT_DIGEST = """
 import hashlib
-from provscale.data.images.digits import TexturedDigits
-data = TexturedDigits("edits", samples=8, jpeg_quality=90)
+from provscale.data.images.digits import DigitLook, TexturedDigits
+data = TexturedDigits("edits", samples=8, look=DigitLook(jpeg_quality=90))
 print(hashlib.sha256(b"".join(data[i].inputs.numpy().tobytes() for i in range(8))).hexdigest())
 """
 
 
-def make(split: str, **changes: object) -> TexturedDigits:
-    return TexturedDigits(split, **{"samples": NUMBER, **changes})  # type: ignore[arg-type]
+def make(split: str, size: int = 64, seed: int = 0, samples: int = NUMBER, **look: object) -> TexturedDigits:
+    return TexturedDigits(split, size, seed, samples, DigitLook(**look))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -206,21 +206,22 @@ def test_outside_the_data_set(index: int) -> None:
     ("change", "message"),
     [
         ({"split": "tests"}, "did you mean 'test'"),
-        ({"size": 8}, "size is 8"),
-        ({"samples": 0}, "samples is 0"),
-        ({"classes": (3, 3)}, r"classes is \[3, 3\]"),
-        ({"classes": (3, 10)}, r"classes is \[3, 10\]"),
+        ({"size": 8}, "of 8 pixels"),
+        ({"samples": 0}, "0 images"),
+        ({"classes": (3, 3)}, r"classes: is \[3, 3\]"),
+        ({"classes": (3, 10)}, r"classes: is \[3, 10\]"),
         ({"textures": ("metal", "woood")}, "did you mean 'wood'"),
         ({"textures": ("metal", "rug", "wood")}, "one different texture for each of the 2 classes"),
         ({"textures": ("metal",), "split": "edits"}, "at least two for edits"),
-        ({"digit_scale": (0.9, 0.5)}, "digit_scale is"),
-        ({"ink": (0, 256)}, "ink is"),
-        ({"jpeg_quality": 0}, "jpeg_quality is 0"),
+        ({"digit_scale": (0.9, 0.5)}, "digit_scale: is"),
+        ({"digit_scale": (0.1, 0.5), "size": 32}, "digit_scale: is .* at least 0.25"),
+        ({"ink": (0, 256)}, "ink: is"),
+        ({"jpeg_quality": 0}, "jpeg_quality: is 0"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TexturedDigits(**{"split": "train", **change})  # type: ignore[arg-type]
+        make(**{"split": "train", **change})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

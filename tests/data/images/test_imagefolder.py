@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import arguments, rows
 
 from provscale.config import DataConfig
-from provscale.data import DATA_SETS
+from provscale.data import build_splits
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
 from provscale.data.splits import DataSplits
 from provscale.train import main
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def build(root: Path, **options: object) -> DataSplits:
-    return DATA_SETS["imagefolder"](DataConfig(root=str(root), image_size=16, options=dict(options)), 0)
+    return build_splits(DataConfig(name="imagefolder", root=str(root), image_size=16, options=dict(options)), 0)
 
 
 def pixels(path: Path) -> torch.Tensor:
