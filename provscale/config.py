@@ -82,12 +82,14 @@ class SynthesisConfig:
     Args:
         name: none, cutmix, resizemix, batchmix, edited or another registered synthesis.
         probability: share of batches that are mixed (Table 8); edited images are synthetic always.
+        start_epoch: epochs, from the first, in which nothing is mixed yet.
         added: how many edited images join the training set; null = all there are.
         options: further settings of the synthesis; listed as those of data sets.
     """
 
     name: str = "none"
     probability: float = 1.0
+    start_epoch: int = 0
     added: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -164,12 +166,14 @@ class TrackingConfig:
         project: W&B project.
         log_every: optimizer steps between rows of metrics.jsonl.
         images: samples shown with mask and gradient map after every evaluation.
+        gradients: log once per epoch how long the gradients of L_cls and L_PG are, on a few samples.
     """
 
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "provscale"
     log_every: int = 1
     images: int = 8
+    gradients: bool = True
 
 
 @dataclass
@@ -244,6 +248,7 @@ def validate(config: Config) -> None:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "tracking.images": config.tracking.images,
         "synthesis.added": config.synthesis.added or 0,
+        "synthesis.start_epoch": config.synthesis.start_epoch,
     }
     for key, number in not_negative.items():
         if not 0 <= number < float("inf"):

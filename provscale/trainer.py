@@ -19,15 +19,17 @@ from torch import Tensor
 
 from provscale.build import build_data, build_network, build_step, build_training_data
 from provscale.config import Config
+from provscale.data.host_batch import HostSample
 from provscale.data.loader import make_loader, worker_context
 from provscale.data.plan import BatchPlan, MicroBatch
-from provscale.data.transit import HostSample
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation.run import evaluate, sample_pictures
+from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.split_batch import refuse_batch_statistics
+from provscale.guidance.step import GRADIENT_NORMS
 from provscale.models import BuiltModel
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
@@ -41,6 +43,9 @@ from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
 from provscale.synthesis import random_mask
 from provscale.tracking.terminal import ProgressBar
+
+GRADIENT_SAMPLES = 16
+"""Samples per process on which the lengths of gradients are measured."""
 
 
 class Trainer:
@@ -178,6 +183,8 @@ class Trainer:
         for number, (micro, loaded) in enumerate(group):
             sample = self.synthesise(loaded.to(engine.device), micro, epoch)
             seed_everything(config.seed, "step", step, number * engine.world_size + engine.rank)
+            if number == 0 and self.looks_at_gradients(epoch):
+                self.log_gradients(sample, epoch)
             with engine.accumulate():
                 losses = engine.losses(sample, alpha)
                 engine.backward(losses["loss"])
@@ -196,6 +203,26 @@ class Trainer:
         report.seconds, report.waited = now - self.last_end, self.waited
         self.last_end, self.waited = now, 0.0
         self.log_reports()
+
+    def looks_at_gradients(self, epoch: int) -> bool:
+        """Whether this step is an epoch's first that may be guided."""
+        if not (self.config.tracking.gradients and self.config.guidance.alpha):
+            return False
+        steps = range(epoch * self.plan.steps_per_epoch, (epoch + 1) * self.plan.steps_per_epoch)
+        mixing = (step for step in steps if not self.synthesis.pairs or self.mixes(epoch, step))
+        return self.progress.step == next(mixing, None)
+
+    def log_gradients(self, sample: Sample, epoch: int) -> None:
+        """Writes how long the gradients of L_cls and L_PG are: at a ratio of 0.01 guidance is asleep, at 10 it drowns
+        the task. Leaves no trace in training."""
+        with state_preserved(self.engine.network, self.engine.device):
+            norms = self.engine.predict(sample[:GRADIENT_SAMPLES], frozenset({GRADIENT_NORMS}))
+        names = list(norms)
+        values = self.engine.mean(torch.stack([norms[name] for name in names]))
+        row = dict(zip(names, values.tolist(), strict=True))
+        ratio = self.config.guidance.alpha * row["gradient_norm_guidance"] / max(row["gradient_norm_cls"], 1e-30)
+        where = {"kind": "gradients", "step": self.progress.step + 1, "epoch": epoch + 1}
+        self.folder.write({**where, **row, "gradient_ratio": ratio}, "gradients")
 
     def read_reports(self, unread: int) -> None:
         """Reads what the newest steps came to, all but `unread` of them.
@@ -222,15 +249,19 @@ class Trainer:
         local = sample[: micro.size]
         key = (config.seed, epoch)
         if self.synthesis.pairs:
-            # One decision a global batch, as CutMix's own training: all processes take it alike.
-            mixes = numpy_generator(*key, "mixes", micro.step).uniform() < config.synthesis.probability
-            partners = sample[torch.tensor(micro.partners)]
-            local = self.synthesis(local, partners, key) if mixes else local
+            if self.mixes(epoch, micro.step):
+                local = self.synthesis(local, sample[torch.tensor(micro.partners)], key)
         else:
             local = self.synthesis(local, None, key)
         if config.guidance.mask == "random" and local.guided:
             local = random_mask(local, key)
         return local
+
+    def mixes(self, epoch: int, step: int) -> bool:
+        """Whether a mixing synthesis mixes this batch: one decision per global batch, as in CutMix's own training."""
+        options = self.config.synthesis
+        drawn = numpy_generator(self.config.seed, epoch, "mixes", step).uniform()
+        return epoch >= options.start_epoch and drawn < options.probability
 
     def evaluate(self, epoch: int) -> None:
         """Computes the metrics that select, records the best epoch and its weights, saves pictures."""
@@ -251,6 +282,8 @@ class Trainer:
             "" if progress.best_value is None else f" (best {progress.best_value:.2f} in epoch {progress.best_epoch})"
         )
         self.engine.print(f"epoch {epoch + 1}: {best} {metrics[best]:.2f}{peak}, {time.monotonic() - started:.1f} s")
+        if remark := self.synthesis.remark():
+            self.engine.print(remark)
         if count := self.config.tracking.images:
             pictures = sample_pictures(self.engine, self.train_items, self.synthesis, splits, count)
             if pictures is not None:

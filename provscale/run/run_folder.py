@@ -52,8 +52,8 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         """Raises UserError: another job holds the folder, it is of another config, or not shared between nodes."""
-        hashes = self.engine.gather(self.config.to_yaml())
-        if any(other != hashes[0] for other in hashes):
+        configs = self.engine.gather(self.config.to_yaml())
+        if any(other != configs[0] for other in configs):
             raise UserError("config: the processes were started with different configs; start all with the same one")
         token = self.engine.on_main(self.claim)
         seen = self.engine.gather((socket.gethostname(), self.reads_token(token)))

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from provscale.command_line import parse
+from provscale.data.host_batch import HostSample
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
-from provscale.data.transit import HostSample
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
 from provscale.run.step_report import Readout

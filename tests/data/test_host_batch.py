@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from provscale.data.host_batch import HostSample
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
-from provscale.data.transit import HostSample
 from provscale.errors import UserError
 from provscale.sample import Item, Sample, collate
 from provscale.synthesis import Synthesis
