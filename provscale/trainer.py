@@ -208,9 +208,9 @@ class Trainer:
         """Whether this step is an epoch's first that may be guided."""
         if not (self.config.tracking.gradients and self.config.guidance.alpha):
             return False
-        steps = range(epoch * self.plan.steps_per_epoch, (epoch + 1) * self.plan.steps_per_epoch)
+        steps = range(self.plan.steps_per_epoch)
         mixing = (step for step in steps if not self.synthesis.pairs or self.mixes(epoch, step))
-        return self.progress.step == next(mixing, None)
+        return self.progress.step % len(steps) == next(mixing, None)
 
     def log_gradients(self, sample: Sample, epoch: int) -> None:
         """Writes how long the gradients of L_cls and L_PG are: at a ratio of 0.01 guidance is asleep, at 10 it drowns

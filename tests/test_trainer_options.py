@@ -69,6 +69,20 @@ def test_the_gradients_of_both_losses_are_logged_every_epoch(tmp_path):
         assert expected > 0
 
 
+def test_gradients_are_looked_at_where_a_batch_is_mixed(tmp_path):
+    """Half of the batches are mixed: the row is that of an epoch's first guided step; a resume inside adds none."""
+    words = ["--synthesis.name", "cutmix", "--synthesis.probability", "0.5", "--train.epochs", "3",
+             "--train.max_steps", "12"]  # fmt: skip
+    rows = train(tmp_path, *words)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line["step"] for line in lines if line["kind"] == "gradients"]
+    guided = [row["step"] for row in rows if row["loss_guidance"] > 0]
+    firsts = [next((step for step in guided if (step - 1) // 4 == epoch), None) for epoch in range(3)]
+    assert found == [step for step in firsts if step is not None]
+    assert len(found) >= 2
+    assert any((step - 1) % 4 for step in guided)
+
+
 def test_looking_at_gradients_changes_nothing(tmp_path):
     words = ["--synthesis.name", "cutmix", "--model.options", "{drop_rate: 0.3}"]
     looked = train(tmp_path, *words, "--run.name", "looked")
