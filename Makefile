@@ -32,7 +32,7 @@ less-work-seeds: install
 skeleton: install
 	bash tools/install_openmmlab.sh $(RUN)/python
 
-# One thread a process: the tests run in two processes side by side.
+# One thread per process: the tests run in two processes side by side.
 test: install
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
 

@@ -135,7 +135,7 @@ def collate(items: Sequence[Item], indices: Sequence[int], bytes_too: bool = Fal
         items: transformed items; `inputs` are float tensors of one shape.
         indices: their positions in the data set.
         bytes_too: `inputs` may be uint8, for someone who makes floats of them later; all of one type.
-        full_mask: False makes a provenance mask that is 1 everywhere [B, 1, ...] with one element a sample.
+        full_mask: False makes a provenance mask that is 1 everywhere [B, 1, ...] with one element per sample.
 
     Raises:
         UserError: a mask that does not fit, inputs of different shapes or no float tensors, a NaN in the inputs, or

@@ -27,7 +27,7 @@ def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: fl
 @SYNTHESES.register("cutmix")
 @dataclass
 class CutMix(Mixing):
-    """Pastes a box of B into A, one box a sample. lambda is the share of A recomputed from the clipped box.
+    """Pastes a box of B into A, one box per sample. lambda is the share of A recomputed from the clipped box.
 
     Args:
         beta: parameter b of Beta(b, b); the paper's peers use 1.

@@ -12,7 +12,7 @@ from provscale.files import write_atomically
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, neither gap nor duplicate after a resume."""
+    """metrics.jsonl: one JSON object per line, neither gap nor duplicate after a resume."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Keeps the rows up to `resume_step`, which the checkpoint knows of; later ones will be computed again, and so

@@ -87,7 +87,7 @@ def link_boxes(frames: np.ndarray, boxes: np.ndarray, min_iou: float = 0.5) -> l
         min_iou: smallest overlap of a link.
 
     Returns:
-        For each track the positions (int64, into the D boxes) of its boxes, one a frame, in order of frames. Every
+        For each track the positions (int64, into the D boxes) of its boxes, one per frame, in order of frames. Every
         box is in exactly one track.
     """
     order = np.argsort(frames, kind="stable")
