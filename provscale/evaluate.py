@@ -1,6 +1,7 @@
 """Entry point: the metrics of a network's weights.
 
-accelerate launch provscale/evaluate.py --cfg runs/x/config.yaml --weights runs/x/checkpoints/best.safetensors
+    provscale-evaluate --cfg runs/x/config.yaml --weights runs/x/checkpoints/best.safetensors
+    accelerate launch provscale/evaluate.py ...     # the same by several processes
 
 Nothing of training is needed but its config: no training images (unless `--split train`), batch size, optimizer or
 executor. Whatever engine the launch config names, each process holds the whole network.
@@ -39,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def print_metrics(arguments: list[str]) -> None:
     own = argparse.ArgumentParser(
-        prog="evaluate.py",
-        usage="evaluate.py --cfg RUN/config.yaml --weights FILE [--split SPLIT] [--json] [--KEY VALUE ...]",
+        prog="provscale-evaluate",
+        usage="provscale-evaluate --cfg RUN/config.yaml --weights FILE [--split SPLIT] [--json] [--KEY VALUE ...]",
         allow_abbrev=False,
-        epilog="All further options are keys of the config, as for train.py.",
+        epilog="All further options are keys of the config, as for provscale-train.",
         description="Prints the metrics of a network's weights on a split of the data set.",
     )
     own.add_argument("--weights", help="weights as training writes them, e.g. runs/x/checkpoints/best.safetensors")
