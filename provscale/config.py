@@ -162,13 +162,16 @@ class TrackingConfig:
     """Logging.
 
     Args:
-        wandb: online (falls back to offline without a login), offline or disabled.
+        trackers: what records rows besides metrics.jsonl and the terminal: wandb, tensorboard or another registered
+            tracker.
+        wandb: mode of the tracker wandb: online (falls back to offline without a login), offline or disabled.
         project: W&B project.
         log_every: optimizer steps between rows of metrics.jsonl.
         images: samples shown with mask and gradient map after every evaluation.
         gradients: log once per epoch how long the gradients of L_cls and L_PG are, on a few samples.
     """
 
+    trackers: list[str] = field(default_factory=lambda: ["wandb"])
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "provscale"
     log_every: int = 1

@@ -42,7 +42,6 @@ from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
 from provscale.synthesis import random_mask
-from provscale.tracking.terminal import ProgressBar
 
 GRADIENT_SAMPLES = 16
 """Samples per process on which the lengths of gradients are measured."""
@@ -118,15 +117,10 @@ class Trainer:
                 )
             if self.reference is not None and self.progress.step < self.total_steps:
                 self.check()
-            folder.open_logs(self.progress.step)
-            self.bar = ProgressBar(self.total_steps, self.progress.step, engine.is_main)
-            try:
-                self.last_end, self.waited = time.monotonic(), 0.0
-                self.clock = self.last_end - self.progress.seconds
-                trained = self.run_epochs()
-            finally:
-                self.bar.close()
-            self.finished = trained and self.finish()
+            folder.open_trackers(self.progress.step, self.total_steps)
+            self.last_end, self.waited = time.monotonic(), 0.0
+            self.clock = self.last_end - self.progress.seconds
+            self.finished = self.run_epochs() and self.finish()
         return self.progress
 
     def run_epochs(self) -> bool:
@@ -239,9 +233,7 @@ class Trainer:
         """Writes the rows of the steps that have been read."""
         while self.reports and self.reports[0].losses:
             report = self.reports.popleft()
-            row = report.row()
-            self.folder.log_step(row, last=report.step + 1 == self.total_steps)
-            self.bar.show(report.step + 1, row)
+            self.folder.log_step(report.row(), last=report.step + 1 == self.total_steps)
 
     def synthesise(self, sample: Sample, micro: MicroBatch, epoch: int) -> Sample:
         """Mixes or edits a loaded micro-batch; everything random is keyed by seed, epoch, step and index."""
@@ -277,7 +269,7 @@ class Trainer:
             progress.best_epoch, progress.best_step = epoch + 1, progress.step
             self.checkpointer.save_weights(BEST)
         row = {"kind": "validation", "split": splits.selected_on, "step": progress.step, "epoch": epoch + 1, **metrics}
-        self.folder.write(row, "validation")
+        self.folder.log("validation", row)
         peak = (
             "" if progress.best_value is None else f" (best {progress.best_value:.2f} in epoch {progress.best_epoch})"
         )
@@ -305,7 +297,7 @@ class Trainer:
         epochs = {"last": -(-progress.step // self.plan.steps_per_epoch), "best": progress.best_epoch}
         for at, metrics in tested.items():
             row = {"kind": "test", "at": at, "step": progress.step, "epoch": epochs[at], **metrics}
-            self.folder.write(row, f"test_{at}")
+            self.folder.log(f"test_{at}", row)
         self.folder.finish(progress, self.splits.selected_on, tested, self.total_parameters)
         return True
 

@@ -64,7 +64,6 @@ class Engine:
             # A plugin, because the plain argument yields to an environment variable.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.train.accumulation),
             kwargs_handlers=handlers,
-            log_with=None if config.tracking.wandb == "disabled" else "wandb",
             **self.accelerator_arguments(),
         )
         self.config = config

@@ -108,7 +108,7 @@ def test_another_process_refusal_reaches_this_one() -> None:
 def test_the_single_process_engine(accumulation: int, wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real one, which divides each micro-batch's loss by the accumulation; and one that forgets to undo it."""
     config = Config()
-    config.tracking.wandb, config.train.accumulation = "disabled", accumulation
+    config.train.accumulation = accumulation
     step = GuidedStep(small_cnn(), ALPHA)
     reference, engine = unwrapped_copy(step), Engine(config)
     engine.prepare(step, torch.optim.SGD(step.parameters(), lr=0.1))

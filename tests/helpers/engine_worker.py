@@ -75,7 +75,6 @@ def configure(model: str, accumulation: int, clip: float | None = None) -> Confi
     config.optim.lr = 0.003 if model == "skeleton" else 0.02
     config.optim.weight_decay, config.optim.head_lr_multiplier = 0.01, 2.0
     config.optim.clip_norm = clip
-    config.tracking.wandb = "disabled"
     return config
 
 
