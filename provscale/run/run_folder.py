@@ -16,32 +16,19 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-import yaml
 
 from provscale.config import Config
 from provscale.engine import Engine
 from provscale.errors import UserError
 from provscale.files import write_atomically
 from provscale.run.checkpoint_folder import Progress, newest_first
+from provscale.run.frozen_config import read_frozen, refuse_changes
 from provscale.run.pictures import Pictures, gradient_image, mask_image
 from provscale.tracking import TRACKERS, TrackedRun
 from provscale.tracking.metrics_file import NAME as METRICS
 from provscale.tracking.metrics_file import MetricsFile
 from provscale.tracking.terminal import ProgressBar
 from provscale.tracking.trackers import Trackers
-
-# Keys that may change when a run is resumed: they do not change what is trained.
-FREE_ON_RESUME = (
-    "run.dir",
-    "run.tags",
-    "run.group",
-    "data.root",
-    "data.workers",
-    "evaluation.batch_size",
-    "train.self_check",
-)
-FREE_SECTIONS = ("tracking.", "checkpoint.")
-
 
 class RunFolder:
     """Context manager of a run's folder; holds its lock. Every method is called by all processes.
@@ -191,40 +178,6 @@ class RunFolder:
     ) -> None:
         self.trackers.close(failed=kind is not None)
         self.release()
-
-
-def read_frozen(path: Path) -> dict[str, Any]:
-    """The config a run was started with. Raises UserError when somebody has broken the file."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no longer the config this run was started with; restore it, or choose another "
-                        "run.name")  # fmt: skip
-    return content
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises UserError naming the first key that would make a resumed run another training."""
-    old, new = flatten(before), flatten(now)
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key) and key not in FREE_ON_RESUME and not key.startswith(FREE_SECTIONS):
-            raise UserError(
-                f"{key}: is {new.get(key)}, but {folder} was started with {old.get(key)}; restore it to resume, or "
-                "choose another run.name"
-            )
 
 
 def installed_version(package: str) -> str:
