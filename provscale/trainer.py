@@ -298,7 +298,7 @@ class Trainer:
         for at, metrics in tested.items():
             row = {"kind": "test", "at": at, "step": progress.step, "epoch": epochs[at], **metrics}
             self.folder.log(f"test_{at}", row)
-        self.folder.finish(progress, self.splits.selected_on, tested, self.total_parameters)
+        self.folder.finish(progress, self.splits, tested, self.total_parameters)
         return True
 
     def check(self) -> None:

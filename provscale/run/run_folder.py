@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from provscale.config import Config
+from provscale.data.splits import DataSplits
 from provscale.engine import Engine
 from provscale.errors import UserError
 from provscale.files import write_atomically
@@ -29,6 +30,7 @@ from provscale.tracking.metrics_file import NAME as METRICS
 from provscale.tracking.metrics_file import MetricsFile
 from provscale.tracking.terminal import ProgressBar
 from provscale.tracking.trackers import Trackers
+
 
 class RunFolder:
     """Context manager of a run's folder; holds its lock. Every method is called by all processes.
@@ -144,20 +146,21 @@ class RunFolder:
         self.trackers.images("input | provenance | input gradient", rows, list(pictures.names), step)
 
     def finish(
-        self, progress: Progress, selected_on: str, tested: dict[str, dict[str, float]], total_parameters: int
+        self, progress: Progress, splits: DataSplits, tested: dict[str, dict[str, float]], total_parameters: int
     ) -> None:
         """Writes summary.json and report.html.
 
         Args:
-            selected_on: the split that the best epoch was chosen on.
+            splits: tells on which split and by which metric the best epoch was chosen.
             tested: test metrics with the weights of the `best` and of the `last` epoch.
         """
         if not self.engine.is_main:
             return
         summary = {
             "best_epoch": progress.best_epoch,
-            "selected_on": selected_on,
-            "validation": progress.best_metrics if selected_on == "validation" else {},
+            "best_metric": splits.best,
+            "selected_on": splits.selected_on,
+            "validation": progress.best_metrics if splits.selected_on == "validation" else {},
             "test": {"best": {}, **tested},
             "steps": progress.step,
             "wall_seconds": round(progress.seconds, 2),

@@ -39,12 +39,13 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """The same from metrics.jsonl; TensorBoard keeps FP32."""
+    """The same from metrics.jsonl; TensorBoard keeps FP32, and test metrics come one step after the last."""
     points: dict[str, list[tuple[int, float]]] = {}
     for row in read_metrics(run / NAME):
+        kind, step = (f"test_{row['at']}", row["step"] + 1) if row["kind"] == "test" else (row["kind"], row["step"])
         for name, value in row.items():
-            if name not in ("kind", "step"):
-                points.setdefault(f"{row['kind']}/{name}", []).append((row["step"], float(np.float32(value))))
+            if name != "step" and isinstance(value, int | float):
+                points.setdefault(f"{kind}/{name}", []).append((step, float(np.float32(value))))
     return points
 
 
@@ -58,7 +59,7 @@ def test_every_row_and_picture_is_recorded(tmp_path: Path) -> None:
     content = reader(run)
     pictures = content.Tags()["images"]
     assert len(pictures) == 2
-    epochs = [row["step"] for row in read_metrics(run / NAME) if row["kind"] != "train"]
+    epochs = [row["step"] for row in read_metrics(run / NAME) if row["kind"] == "validation"]
     for tag in pictures:
         assert [(image.step, image.width, image.height) for image in content.Images(tag)] == [
             (step, 3 * 32, 32) for step in epochs
@@ -73,7 +74,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(tmp_path: Path) ->
     train(tmp_path, **TENSORBOARD, train__max_steps=3)
     assert len(list((run / "tensorboard").glob("events.*"))) == 2
     assert scalars(run) == expected(run)
-    best = json.loads((run / "summary.json").read_text())["best_metrics"]["accuracy"]
+    best = json.loads((run / "summary.json").read_text())["validation"]["accuracy"]
     # What TensorBoard's pages read; the other reader never purges texts.
     page = PageAccumulator(str(run / "tensorboard"), tensor_size_guidance={"text": 0}).Reload()
     (text,) = page.Tensors("summary/text_summary")

@@ -88,12 +88,16 @@ def test_failing_trackers_do_not_stop_training(
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["kind"] for row in rows].count("train") == 2
     good = recorders["good"].calls
-    assert [call[1:] for call in good if call[0] == "log"] == [(row["kind"], row, row["step"]) for row in rows]
+    kinds = [f"test_{row['at']}" if row["kind"] == "test" else row["kind"] for row in rows]
+    assert [call[1:] for call in good if call[0] == "log"] == [
+        (kind, row, row["step"]) for kind, row in zip(kinds, rows, strict=True)
+    ]
+    assert {"train", "validation", "test_best", "test_last"} == set(kinds)
     (pictures,) = [call for call in good if call[0] == "images"]
     assert [image.shape for image in pictures[2]] == [(32, 3 * 32, 3)]
     assert pictures[4] == 2
     (summary,) = [call[1] for call in good if call[0] == "summary"]
-    assert summary["accuracy"] == json.loads((run / "summary.json").read_text())["best_metrics"]["accuracy"]
+    assert summary["accuracy"] == json.loads((run / "summary.json").read_text())["validation"]["accuracy"]
     assert good[-1] == ("close", False)
     for name in METHODS[:-1]:  # after its first failure a tracker is only closed
         names_called = [call[0] for call in recorders[name].calls]
@@ -142,7 +146,7 @@ def test_only_trackers_of_every_step_get_sparse_rows() -> None:
     trackers.add("usual", usual)
     trackers.add("every", every)
     for step in range(1, 5):
-        trackers.log({"kind": "train", "step": step}, sparse=step % 2 == 1)
+        trackers.log("train", {"kind": "train", "step": step}, sparse=step % 2 == 1)
     assert [call[3] for call in usual.calls] == [2, 4]
     assert [call[3] for call in every.calls] == [1, 2, 3, 4]
 
