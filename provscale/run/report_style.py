@@ -26,5 +26,6 @@ figure h3{font-size:.95rem;margin:0;overflow-wrap:anywhere}figure svg{width:100%
 .pictures td,.pictures th{text-align:left;vertical-align:bottom;border:0;padding:.15rem .3rem}
 .pictures th[scope=col]{min-width:0;max-width:9rem;font-size:.85rem}
 .pictures img{display:block;width:clamp(5.5rem,18vw,9rem)}.pixels{image-rendering:pixelated}
+@media(max-width:30rem){td,th{padding:.25rem .4rem}td{white-space:normal}th[scope=col]{min-width:6rem}}
 details{margin:1rem 0}summary{cursor:pointer}pre{padding:1rem;overflow:auto;background:var(--code)}
 """
