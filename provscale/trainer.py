@@ -216,7 +216,7 @@ class Trainer:
         row = dict(zip(names, values.tolist(), strict=True))
         ratio = self.config.guidance.alpha * row["gradient_norm_guidance"] / max(row["gradient_norm_cls"], 1e-30)
         where = {"kind": "gradients", "step": self.progress.step + 1, "epoch": epoch + 1}
-        self.folder.write({**where, **row, "gradient_ratio": ratio}, "gradients")
+        self.folder.log("gradients", {**where, **row, "gradient_ratio": ratio})
 
     def read_reports(self, unread: int) -> None:
         """Reads what the newest steps came to, all but `unread` of them.

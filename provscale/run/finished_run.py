@@ -14,6 +14,8 @@ from provscale.run.pictures import Pictures
 from provscale.tracking.metrics_file import NAME, read_metrics
 
 Row = dict[str, Any]
+TRAINING = ("train", "gradients")
+"""Kinds of rows that are of training; all others are of evaluations."""
 
 
 @dataclass
@@ -23,7 +25,7 @@ class FinishedRun:
     Attributes:
         name: of the folder.
         config, summary: config.yaml and summary.json.
-        train: the rows of training.
+        train: the rows of training, `gradients` among them.
         epochs: the rows of evaluations after an epoch, on the split that the best epoch was chosen on.
         tested: the rows of the test split with the weights of the `best` and of the `last` epoch; older runs have none.
         pictures: None where there are none.
@@ -51,8 +53,8 @@ class FinishedRun:
             folder.name,
             config,
             summary,
-            [row for row in rows if row["kind"] == "train"],
-            [row for row in rows if row["kind"] != "train" and "at" not in row],
+            [row for row in rows if row["kind"] in TRAINING],
+            [row for row in rows if row["kind"] not in TRAINING and "at" not in row],
             {row["at"]: row for row in rows if "at" in row},
             Pictures.load(pictures) if pictures.exists() else None,
         )
@@ -79,9 +81,12 @@ class FinishedRun:
         peaks = [name for name in names if best and best[0][name] == max(row[name] for row in self.epochs)]
         return str(given or next(iter([*peaks, *names]), ""))
 
-    def loss_names(self) -> list[str]:
-        """`loss`, `loss_cls`, `loss_guidance` and the network's own."""
-        return [name for name in (self.train[0] if self.train else {}) if name.startswith("loss")]
+    def training_names(self) -> list[str]:
+        """What training is shown by: `loss`, `loss_cls`, `loss_guidance`, the network's own losses, and the length of
+        alpha L_PG's gradient over that of L_cls's."""
+        names = dict.fromkeys(name for row in self.train for name in row if name.startswith("loss"))
+        ratio = "gradient_ratio"
+        return [*names, *[ratio] * any(ratio in row for row in self.train)]
 
     def metric_names(self) -> list[str]:
         """What the evaluations computed."""

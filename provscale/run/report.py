@@ -48,12 +48,12 @@ def write_report(path: Path, folders: Sequence[Path]) -> None:
         "<h2>Results</h2>",
         results_table(runs, first),
         figures(metric_figure(runs, name) for name in first),
-        "<h2>Losses of training</h2>",
-        figures(loss_figure(runs, name) for name in loss_names(runs) if name != "loss"),
+        "<h2>Training</h2>",
+        figures(training_figure(runs, name) for name in training_names(runs) if name != "loss"),
         "<details><summary>All metrics, and the whole loss</summary>",
         results_table(runs, [*first, *rest]),
         figures(metric_figure(runs, name, alike) for name, alike in distinct(runs, rest).items()),
-        figures([loss_figure(runs, "loss")]),
+        figures([training_figure(runs, "loss")]),
         "</details>",
         pictures(runs),
         configs(runs),
@@ -86,8 +86,8 @@ def distinct(runs: Runs, names: Iterable[str]) -> dict[str, list[str]]:
     return {name: others for name, *others in alike.values()}
 
 
-def loss_names(runs: Runs) -> list[str]:
-    return list(dict.fromkeys(name for run in runs.values() for name in run.loss_names()))
+def training_names(runs: Runs) -> list[str]:
+    return list(dict.fromkeys(name for run in runs.values() for name in run.training_names()))
 
 
 # ---- text and tables -------------------------------------------------------------------------------------------------
@@ -184,8 +184,9 @@ def metric_figure(runs: Runs, name: str, alike: Sequence[str] = ()) -> str:
     return figure(name, series, "epoch", "; ".join(notes))
 
 
-def loss_figure(runs: Runs, name: str) -> str:
-    """A loss over steps. A run in which it is 0 throughout, such as the baseline's L_PG, is named but not drawn."""
+def training_figure(runs: Runs, name: str) -> str:
+    """A loss or the gradients' ratio over steps. A run in which it is 0 throughout, such as the baseline's L_PG, is
+    named but not drawn."""
     series, zero = [], []
     for index, (arm, run) in enumerate(runs.items()):
         curve = points(run.train, name, "step")

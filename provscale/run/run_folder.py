@@ -128,7 +128,7 @@ class RunFolder:
         self.trackers.log("train", row, sparse=bool(row["step"] % self.config.tracking.log_every) and not last)
 
     def log(self, kind: str, row: dict[str, Any]) -> None:
-        """Records a row of an evaluation; `kind` is what trackers call it."""
+        """Records a row that is not of a training step; `kind` is what trackers call it."""
         self.trackers.log(kind, row)
 
     def sync(self) -> None:

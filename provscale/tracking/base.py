@@ -47,7 +47,8 @@ class Tracker:
         """Records a row of metrics.jsonl.
 
         Args:
-            kind: `train`, `validation` (after an epoch, on the split that selects), `test_best` or `test_last`.
+            kind: `train`, `gradients` (how long those of L_cls and L_PG are), `validation` (after an epoch, on the
+                split that selects), `test_best` or `test_last`.
             row: numbers by name, and the row's own `kind`, `step` and `epoch`.
             step: optimizer steps done, from 1.
         """

@@ -132,7 +132,7 @@ def test_page_of_one_run(folder: Path) -> None:
         assert page.row(name) == cells([run], name)
     assert [f"best epoch ({summary['best_epoch']})", "last (2)"] in [row[1:] for row in page.rows]
     # The metric that decides, and the data set's first; the others are folded.
-    assert page.shown() == ["worst_group", "accuracy", "loss_cls", "loss_guidance"]
+    assert page.shown() == ["worst_group", "accuracy", "loss_cls", "loss_guidance", "gradient_ratio"]
     assert page.figures["loss"]["folded"]
     assert page.figures["class_balanced"]["folded"]
 
@@ -196,13 +196,13 @@ def altered(folder: Path, to: Path, name: str, rows: list[dict[str, Any]], **cha
 
 def epoch_cells(rows: list[dict[str, Any]], best_epoch: int) -> list[str]:
     """Worst-group accuracy in the best and the last epoch, on the split that selects."""
-    values = {row["epoch"]: row["worst_group"] for row in rows if row["kind"] != "train" and "at" not in row}
+    values = {row["epoch"]: row["worst_group"] for row in rows if row["kind"] in ("eval", "validation")}
     return [f"{values[best_epoch]:.2f}", f"{values[max(values)]:.2f}"]
 
 
 def test_a_run_of_before_there_was_a_test_split_beside_a_new_one(folder: Path, tmp_path: Path) -> None:
     rows = read_metrics(folder / "baseline" / "metrics.jsonl")
-    old = [row if row["kind"] == "train" else {**row, "kind": "eval"} for row in rows if row["kind"] != "test"]
+    old = [{**row, "kind": "eval"} if row["kind"] == "validation" else row for row in rows if row["kind"] != "test"]
     run = altered(folder, tmp_path, "baseline", old, best_metric=None, selected_on=None, test=None, validation=None)
     write_report(tmp_path / "page.html", [run, folder / "guided"])
     page = Page(tmp_path / "page.html")
@@ -248,7 +248,7 @@ def test_every_loss_is_shown_by_its_name(folder: Path, tmp_path: Path) -> None:
     run = altered(folder, tmp_path, "guided", rows)
     write_report(tmp_path / "page.html", [folder / "baseline", run])
     page = Page(tmp_path / "page.html")
-    assert page.shown()[-3:] == ["loss_cls", "loss_guidance", "loss_area"]
+    assert page.shown()[-4:] == ["loss_cls", "loss_guidance", "loss_area", "gradient_ratio"]
     assert page.figures["loss_area"]["curves"] == {"var(--run1)"}
 
 
@@ -275,7 +275,7 @@ def test_report_command_mistakes(folder: Path, capsys: pytest.CaptureFixture[str
 
 def test_run_reads_what_was_written(folder: Path) -> None:
     run = FinishedRun.read(folder / "guided")
-    assert [row["step"] for row in run.train] == list(range(1, 8))
+    assert [row["step"] for row in run.train if row["kind"] == "train"] == list(range(1, 8))
     assert [row["epoch"] for row in run.epochs] == [1, 2]
     assert [row["epoch"] for row in run.tested.values()] == [2, run.best_epoch]
     assert run.pictures is not None

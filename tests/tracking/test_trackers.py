@@ -92,7 +92,7 @@ def test_failing_trackers_do_not_stop_training(
     assert [call[1:] for call in good if call[0] == "log"] == [
         (kind, row, row["step"]) for kind, row in zip(kinds, rows, strict=True)
     ]
-    assert {"train", "validation", "test_best", "test_last"} == set(kinds)
+    assert {"train", "gradients", "validation", "test_best", "test_last"} == set(kinds)
     (pictures,) = [call for call in good if call[0] == "images"]
     assert [image.shape for image in pictures[2]] == [(32, 3 * 32, 3)]
     assert pictures[4] == 2
