@@ -141,7 +141,8 @@ class Engine:
     # ---- agreement -----------------------------------------------------------------------------------------------
     def mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over processes."""
-        return self.accelerator.reduce(values, "mean")
+        # NCCL takes contiguous memory only; a convolution's weight gradient often is not.
+        return self.accelerator.reduce(values.contiguous(), "mean")
 
     def gather(self, value: Any) -> list[Any]:
         """A picklable object of every process, in rank order, on every process."""
@@ -189,8 +190,11 @@ class Engine:
         return self.step.network
 
     def network_state(self) -> dict[str, Tensor]:
-        """The whole network's state on the CPU; all processes must call it."""
-        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        """The whole network's state on the CPU, contiguous as safetensors wants it; all processes must call it."""
+        return {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.network.state_dict().items()
+        }
 
     def load_network(self, state: dict[str, Tensor]) -> None:
         """Gives the network a whole state, the same on all processes, which must all call it. For evaluation: what the

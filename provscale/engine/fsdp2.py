@@ -54,7 +54,8 @@ class FSDP2Engine(Engine):
     # ---- training ------------------------------------------------------------------------------------------------
     def prepare(self, step: GuidedStep, optimizer: torch.optim.Optimizer) -> None:
         """Raises UserError for a parameter without dimensions, which cannot be sharded."""
-        step.to(self.device)
+        # Shards are cut from contiguous memory, and NCCL sends no other: channels last ends here.
+        step.to(self.device, memory_format=torch.contiguous_format)
         names = {id(parameter): name for name, parameter in step.named_parameters()}
         for name, parameter in step.named_parameters():
             if parameter.dim() == 0:
@@ -111,7 +112,7 @@ class FSDP2Engine(Engine):
         state = {}
         for name, value in self.network.state_dict().items():
             whole = value.full_tensor() if isinstance(value, DTensor) else value
-            state[name] = whole.detach().cpu().clone()
+            state[name] = whole.detach().cpu().clone(memory_format=torch.contiguous_format)
         return state
 
     def load_network(self, state: dict[str, Tensor]) -> None:

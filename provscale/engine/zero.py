@@ -84,7 +84,8 @@ class DeepSpeedEngine(Engine):
                 f"optim.name: {type(optimizer).__name__} cannot be used with ZeRO, which updates flat pieces of "
                 f"parameters; allowed are {', '.join(kind.__name__ for kind in OPTIMIZERS)}, or use launch/ddp.yaml"
             )
-        self.step = step
+        # DeepSpeed broadcasts and flattens the weights as bytes: channels last ends here.
+        self.step = step.to(memory_format=torch.contiguous_format)
         self.tuple_step = TupleStep(step)
         if self.stage == 3:
             set_z3_leaf_modules(self.tuple_step, [TupleStep])
