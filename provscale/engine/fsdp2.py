@@ -55,7 +55,7 @@ class FSDP2Engine(Engine):
     def prepare(self, step: GuidedStep, optimizer: torch.optim.Optimizer) -> None:
         """Raises UserError for a parameter without dimensions, which cannot be sharded."""
         # Shards are cut from contiguous memory, and NCCL sends no other: channels last ends here.
-        step.to(self.device, memory_format=torch.contiguous_format)
+        step.to(self.device).to(memory_format=torch.contiguous_format)
         names = {id(parameter): name for name, parameter in step.named_parameters()}
         for name, parameter in step.named_parameters():
             if parameter.dim() == 0:

@@ -122,8 +122,10 @@ class RecordedStep:
         if "alpha" in self.static:
             self.static["alpha"].fill_(alpha)  # no transfer, so the host does not wait
         self.recording.replay()
-        # Copies: the next replay overwrites its outputs, and the caller may still hold these.
-        return self.result.restore([output.clone() for output in self.recording.outputs])
+        # Copies: the next replay overwrites its outputs, and the caller may still hold these. One call for all.
+        copies = [torch.empty_like(output) for output in self.recording.outputs]
+        torch._foreach_copy_(copies, self.recording.outputs)
+        return self.result.restore(copies)
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from null_gpu.build import build, missing
 from paths import ROOT
+
+from null_gpu.build import build, missing
 
 WORKER = ROOT / "tests" / "helpers" / "null_gpu" / "worker.py"
 

@@ -24,13 +24,16 @@ TORCH_LIBRARIES = ("torch_cuda", "c10_cuda", "torch_cuda_linalg", "torch_nvshmem
 WANTED = re.compile(r"^(cuda|__cuda|cublas|cudnn|cufft|cusolver|cusparse|nccl)")
 COMPUTES = re.compile(r"^cublas(?!Lt|Set|Get|Create|Destroy)|^cudnn\w*(Forward|Backward)(?!.*(Size|Workspace))")
 """Library calls that launch a kernel; their first argument is the handle."""
-DRIVER_NAMES = """
+DRIVER_NAMES = re.findall(
+    r"\w+",
+    """
     cuCtxGetLimit cuCtxSetLimit cuDevicePrimaryCtxRelease_v2 cuGetProcAddress_v2 cuGraphKernelNodeGetParams_v2
     cuLinkAddData_v2 cuLinkComplete cuLinkCreate_v2 cuMemAddressFree cuMemAddressReserve cuMemCreate
     cuMemExportToShareableHandle cuMemGetAllocationGranularity cuMemImportFromShareableHandle cuMemMap cuMemRelease
     cuMemSetAccess cuMemUnmap cuMemcpyDtoHAsync_v2 cuMulticastBindMem cuMulticastCreate cuMulticastUnbind
     cuStreamIsCapturing cuStreamWriteValue32_v2 cuStreamWriteValue64_v2 cuTensorMapEncodeIm2col cuTensorMapEncodeTiled
-""".split()
+    """,
+)
 """Functions of the driver that PyTorch looks up when it starts, and that are not called here."""
 
 
