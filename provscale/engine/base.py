@@ -221,6 +221,17 @@ class Engine:
         self.optimizer.optimizer.load_state_dict(state)
 
 
+def refuse_recorded_steps(config: Config, name: str) -> None:
+    """Raises UserError for an executor that records the step, on an engine that moves parameters between steps."""
+    executor = config.guidance.executor
+    if executor.startswith("cuda_graph"):
+        raise UserError(
+            f"guidance.executor: is {executor}, which records where parameters lie in memory, but {name} moves them at "
+            "every step; use eager or compiled, or an engine that leaves them in place (launch/ddp.yaml, "
+            "launch/zero1.yaml, launch/zero2.yaml)"
+        )
+
+
 def check_supported(network: nn.Module, world_size: int) -> None:
     """Raises UserError for modules that cannot be differentiated twice in this setting."""
     for name, module in network.named_modules():

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from provscale.config import Config
-from provscale.engine.base import Engine, environment_without
+from provscale.engine.base import Engine, environment_without, refuse_recorded_steps
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
@@ -46,6 +46,7 @@ class FSDP2Engine(Engine):
         for key in ("fsdp_offload_params", "fsdp_activation_checkpointing"):
             if os.environ.get(key.upper(), "false").lower() == "true":
                 raise UserError(f"launch config: {key} is true, which is not supported; remove it")
+        refuse_recorded_steps(config, "FSDP2")
         # Accelerate is to provide processes and devices only.
         with environment_without("ACCELERATE_USE_FSDP"):
             super().__init__(config)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from provscale.config import Config
-from provscale.engine.base import Engine, environment_without
+from provscale.engine.base import Engine, environment_without, refuse_recorded_steps
 from provscale.engine.zero_settings import FILE_VARIABLE, LAUNCH_VARIABLES, deepspeed_settings
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
@@ -68,6 +68,8 @@ class DeepSpeedEngine(Engine):
         self.settings = deepspeed_settings(config, int(os.environ.get("WORLD_SIZE", "1")))
         self.stage: int = self.settings["zero_optimization"]["stage"]
         self.name = f"zero{self.stage}"
+        if self.stage == 3:
+            refuse_recorded_steps(config, "ZeRO-3")
         # Settled above; Accelerate would read the same once more, and refuse, or override, the settings made here.
         with environment_without(FILE_VARIABLE, "ACCELERATE_CONFIG_DS_FIELDS", *LAUNCH_VARIABLES.values()):
             super().__init__(config)
