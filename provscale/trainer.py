@@ -192,11 +192,14 @@ class Trainer:
                     mean[name] = mean.get(name, 0.0) + value.detach().double() / len(group)
                 if micro.last:
                     mine = torch.stack([*mean.values(), torch.full_like(mean["loss"], self.stop_request.asked)])
-                    agreed = Readout(engine.mean(mine))
-                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, agreed, samples)
+                    agreed = engine.mean(mine)
+                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, Readout(agreed), samples)
                     self.reports.append(report)
                     self.read_reports(self.unread)
-                engine.update()
+                    # Read a step late; so the device itself leaves an update out that would spoil the weights.
+                    engine.update(skip=(~torch.isfinite(agreed[0])).float())
+                else:
+                    engine.update()
         engine.average_buffers()
         self.progress.step = step + 1
         now = time.monotonic()

@@ -122,12 +122,27 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def update(self) -> None:
-        """Clips if the config says so, steps and clears gradients; does nothing within an accumulation."""
+    def update(self, skip: Tensor | None = None) -> None:
+        """Clips if the config says so, steps and clears gradients; does nothing within an accumulation.
+
+        Args:
+            skip: FP32 scalar on the device; where it is 1, parameters and optimizer state stay as they are. The host
+                does not wait for it: fused optimizers look themselves, others ignore it.
+        """
+        self.leave_out(skip)
         if self.accelerator.sync_gradients and self.config.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.step.parameters(), self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def leave_out(self, skip: Tensor | None) -> None:
+        """Tells a fused optimizer about `skip`; the attribute is the one of PyTorch's GradScaler."""
+        optimizer = self.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        groups = optimizer.param_groups
+        if skip is not None and groups[0].get("fused") and groups[0]["params"][0].device == skip.device:
+            optimizer.found_inf = skip
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:
         """The gradient, averaged over processes, that the optimizer would get for one parameter of the network."""

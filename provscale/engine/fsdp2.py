@@ -71,6 +71,8 @@ class FSDP2Engine(Engine):
         sharded = dict(step.named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
+            if isinstance(optimizer, torch.optim.SGD):
+                group["fused"] = False  # sharded tensors have none
         self.step = self.prepared = step
         self.optimizer = optimizer
 
@@ -91,7 +93,8 @@ class FSDP2Engine(Engine):
     def backward(self, loss: Tensor) -> None:
         (loss / self.config.train.accumulation).backward()
 
-    def update(self) -> None:
+    def update(self, skip: Tensor | None = None) -> None:
+        self.leave_out(skip)
         self.micro_batches += 1
         if self.micro_batches % self.config.train.accumulation:
             return

@@ -111,7 +111,8 @@ class DeepSpeedEngine(Engine):
         # Not accelerator.backward, which would step the optimizer too.
         self.prepared.backward(loss)
 
-    def update(self) -> None:
+    def update(self, skip: Tensor | None = None) -> None:
+        self.leave_out(skip)
         self.prepared.step()
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:
