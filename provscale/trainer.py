@@ -25,6 +25,8 @@ from provscale.data.plan import BatchPlan, MicroBatch
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation.run import evaluate, sample_pictures
+from provscale.fast_kernels import use_fast_kernels
+from provscale.guidance.executors import EXECUTORS, choose_executor
 from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
@@ -80,6 +82,7 @@ class Trainer:
         built = build_network(config, self.splits.num_classes)
         check_supported(built.network, self.engine.world_size)
         self.step = build_step(config, built, data)
+        use_fast_kernels(config, built.network, self.engine.device)
         self.prepare(built)
         self.checkpointer = Checkpointer(self.engine, config)
         self.stop_request = StopRequest()
@@ -94,6 +97,10 @@ class Trainer:
         if config.guidance.split_batch:
             built.network.train()
             refuse_batch_statistics(built.network)
+        if config.guidance.executor == "auto":
+            waits = config.guidance.split_batch or config.train.checkpoint_activations
+            name = choose_executor(self.engine.device, not (waits or self.engine.moves_parameters))
+            self.step.executor = EXECUTORS[name]()
         # The copy first: it shall show ordinary double backward.
         reference = unwrapped_copy(self.step) if config.train.self_check else None
         if config.train.checkpoint_activations:
@@ -139,6 +146,8 @@ class Trainer:
             every = self.config.checkpoint.every_steps
             due = (self.progress.step % every == 0 if every else ends_epoch) or ends_training
             if evaluates or due or self.stopping:
+                # Averages of running averages are running averages of averages: once is enough.
+                self.engine.average_buffers()
                 # Nothing is evaluated or saved before every step up to it is known to be finite.
                 self.read_reports(unread=0)
                 self.log_reports()
@@ -200,7 +209,6 @@ class Trainer:
                     engine.update(skip=(~torch.isfinite(agreed[0])).float())
                 else:
                     engine.update()
-        engine.average_buffers()
         self.progress.step = step + 1
         now = time.monotonic()
         report.seconds, report.waited = now - self.last_end, self.waited

@@ -47,14 +47,16 @@ class Engine:
 
     Attributes:
         name: written into checkpoints; one engine cannot read another's.
+        moves_parameters: they lie elsewhere in memory at every step.
     """
 
     name = "ddp"
+    moves_parameters = False
 
     def __init__(self, config: Config) -> None:
         handlers: list[Any] = [
             # The trainer averages buffers itself, on every engine alike.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ]
         if not torch.cuda.is_available() and "WORLD_SIZE" in os.environ:
             handlers.append(InitProcessGroupKwargs(backend="gloo"))

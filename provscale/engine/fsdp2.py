@@ -38,6 +38,7 @@ class FSDP2Engine(Engine):
     """Fully sharded data parallel; a checkpoint can be resumed on another number of processes."""
 
     name = "fsdp2"
+    moves_parameters = True
 
     def __init__(self, config: Config) -> None:
         version = os.environ.get("FSDP_VERSION", "1")

@@ -68,7 +68,8 @@ class DeepSpeedEngine(Engine):
         self.settings = deepspeed_settings(config, int(os.environ.get("WORLD_SIZE", "1")))
         self.stage: int = self.settings["zero_optimization"]["stage"]
         self.name = f"zero{self.stage}"
-        if self.stage == 3:
+        self.moves_parameters = self.stage == 3
+        if self.moves_parameters:
             refuse_recorded_steps(config, "ZeRO-3")
         # Settled above; Accelerate would read the same once more, and refuse, or override, the settings made here.
         with environment_without(FILE_VARIABLE, "ACCELERATE_CONFIG_DS_FIELDS", *LAUNCH_VARIABLES.values()):

@@ -114,7 +114,15 @@ class RecordedStep:
             with side_stream(device):
                 for number in range(WARM_UP if device.type == "cuda" else 1):
                     run(verify=number == 0)
-            self.recording = record(run, pool)
+            try:
+                self.recording = record(run, pool)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0][:300]
+                raise UserError(
+                    f"guidance.executor: the step cannot be recorded as a CUDA graph ({reason}); set it to eager"
+                ) from None
 
     def __call__(self, sample: Sample, objective: Objective, alpha: float | Tensor) -> tuple[Losses, Gradients]:
         for name, tensor in step_arguments(sample, objective, 0.0).items():

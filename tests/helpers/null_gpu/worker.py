@@ -103,7 +103,12 @@ def values_mean_nothing() -> None:
         replace(dist, name, function)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
         import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator
+        import deepspeed.runtime.zero.stage_1_and_2 as stages
         import deepspeed.runtime.zero.utils as zero_utils
+
+        # Offloaded gradients are the one thing that is computed with, on the CPU.
+        norm = "complete_grad_norm_calculation_for_cpu_offload"
+        replace(stages.DeepSpeedZeroOptimizer, norm, lambda self, parameters: torch.zeros(()))
 
         for module in (coordinator, zero_utils):
             replace(module, "assert_ints_same_as_other_ranks", lambda *arguments: None)
