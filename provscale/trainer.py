@@ -25,8 +25,7 @@ from provscale.data.plan import BatchPlan, MicroBatch
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation.run import evaluate, sample_pictures
-from provscale.fast_kernels import use_fast_kernels
-from provscale.guidance.executors import EXECUTORS, choose_executor
+from provscale.fast_kernels import choose_fast_ways
 from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
@@ -82,7 +81,7 @@ class Trainer:
         built = build_network(config, self.splits.num_classes)
         check_supported(built.network, self.engine.world_size)
         self.step = build_step(config, built, data)
-        use_fast_kernels(config, built.network, self.engine.device)
+        choose_fast_ways(config, self.step, self.engine)
         self.prepare(built)
         self.checkpointer = Checkpointer(self.engine, config)
         self.stop_request = StopRequest()
@@ -97,10 +96,6 @@ class Trainer:
         if config.guidance.split_batch:
             built.network.train()
             refuse_batch_statistics(built.network)
-        if config.guidance.executor == "auto":
-            waits = config.guidance.split_batch or config.train.checkpoint_activations
-            name = choose_executor(self.engine.device, not (waits or self.engine.moves_parameters))
-            self.step.executor = EXECUTORS[name]()
         # The copy first: it shall show ordinary double backward.
         reference = unwrapped_copy(self.step) if config.train.self_check else None
         if config.train.checkpoint_activations:

@@ -143,7 +143,9 @@ class Engine:
         while hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
         groups = optimizer.param_groups
-        if skip is not None and groups[0].get("fused") and groups[0]["params"][0].device == skip.device:
+        # Offloaded ones are the host's, which would wait. (ZeRO-3 shows its optimizer parameters in `step` only.)
+        here = skip is not None and all(p.device == skip.device for group in groups for p in group["params"])
+        if here and groups[0].get("fused"):
             optimizer.found_inf = skip
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:

@@ -22,8 +22,9 @@ class GuidanceOptions:
         score: the score whose input gradient is guided: logit (the paper), or another of `SCORES`.
         measure: how the gradient outside a target's own elements is measured: energy (the paper), or another of
             `MEASURES`.
-        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers. auto: in
-            training cuda_graph where it can be (`choose_executor`), else eager.
+        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers. auto is
+            cuda_graph in training on a GPU, if it can be (not with split_batch, recomputed activations, ZeRO-3 or
+            FSDP2), else eager.
         mask: provenance (the method), random (ablation: the mask moved to a random place) or none (ablation).
         reduction: sum or mean of the measure over one sample's elements.
         every: guide every k-th optimizer step only, with k times alpha.

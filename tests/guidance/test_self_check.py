@@ -128,7 +128,7 @@ def test_an_executor_may_differ_by_rounding(precision: str) -> None:
 
 
 def test_an_executor_off_by_one_percent_is_refused() -> None:
-    with pytest.raises(UserError, match=r"differs .* by 0\.01 relative .*guidance.executor eager would train"):
+    with pytest.raises(UserError, match=r"differs .* by 0\.01 relative .*guidance.executor auto would train"):
         check_executor(small_cnn(), OtherExecutor(1.01))
 
 
