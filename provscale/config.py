@@ -65,13 +65,14 @@ class ModelConfig:
         pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors
             or a PyTorch state dict).
         channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor
-            cores; on a CPU double backward loses by it. ZeRO and FSDP2 store weights their own way and ignore it.
+            cores; on a CPU double backward loses by it. null: on a GPU with train.precision bf16. ZeRO and FSDP2 store
+            weights their own way and ignore it.
         options: further arguments of the model's constructor, e.g. drop_path_rate; listed as those of data sets.
     """
 
     name: str = "resnet18"
     pretrained: str = "none"
-    channels_last: bool = False
+    channels_last: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,6 +131,10 @@ class TrainConfig:
         accumulation: micro-batches of one optimizer step on each process.
         self_check: compare the prepared step with an unwrapped copy before training.
         checkpoint_activations: recompute each block's activations instead of keeping them: less memory, more time.
+        tf32: what may round FP32 operands to TF32 on a GPU: none, convolutions (PyTorch's default) or all (matrix
+            products too).
+        cudnn_benchmark: try cuDNN's convolution algorithms on each new shape and keep the fastest. The choice, and so
+            the last digits, may differ from run to run.
     """
 
     epochs: int = 10
@@ -138,6 +143,8 @@ class TrainConfig:
     accumulation: int = 1
     self_check: bool = True
     checkpoint_activations: bool = False
+    tf32: Literal["none", "convolutions", "all"] = "convolutions"
+    cudnn_benchmark: bool = True
 
 
 @dataclass
@@ -274,7 +281,7 @@ def validate(config: Config) -> None:
             f"guidance.alpha: is {config.guidance.alpha} while synthesis.name is none, so nothing has provenance; "
             "choose a synthesis, or set guidance.alpha to 0"
         )
-    if config.train.checkpoint_activations and config.guidance.executor != "eager":
+    if config.train.checkpoint_activations and config.guidance.executor not in ("auto", "eager"):
         raise UserError(
             f"train.checkpoint_activations: is true while guidance.executor is {config.guidance.executor}; recomputing "
             "needs guidance.executor eager"

@@ -25,6 +25,7 @@ from provscale.data.plan import BatchPlan, MicroBatch
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation.run import evaluate, sample_pictures
+from provscale.fast_kernels import choose_fast_ways
 from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
@@ -79,6 +80,7 @@ class Trainer:
         built = build_network(config, self.splits.num_classes)
         check_supported(built.network, self.engine.world_size)
         self.step = build_step(config, built, data)
+        choose_fast_ways(config, self.step, self.engine)
         self.prepare(built)
         self.checkpointer = Checkpointer(self.engine, config)
         self.stop_request = StopRequest()
@@ -133,6 +135,8 @@ class Trainer:
             every = self.config.checkpoint.every_steps
             due = (self.progress.step % every == 0 if every else ends_epoch) or ends_training
             if evaluates or due or self.stopping:
+                # Averages of running averages are running averages of averages: once is enough.
+                self.engine.average_buffers()
                 # Nothing is evaluated or saved before every step up to it is known to be finite.
                 self.read_reports(unread=0)
                 self.log_reports()
@@ -186,12 +190,14 @@ class Trainer:
                     mean[name] = mean.get(name, 0.0) + value.detach().double() / len(group)
                 if micro.last:
                     mine = torch.stack([*mean.values(), torch.full_like(mean["loss"], self.stop_request.asked)])
-                    agreed = Readout(engine.mean(mine))
-                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, agreed, samples)
+                    agreed = engine.mean(mine)
+                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, Readout(agreed), samples)
                     self.reports.append(report)
                     self.read_reports(self.unread)
-                engine.update()
-        engine.average_buffers()
+                    # Read a step late; so the device itself leaves an update out that would spoil the weights.
+                    engine.update(skip=(~torch.isfinite(agreed[0])).float())
+                else:
+                    engine.update()
         self.progress.step = step + 1
         now = time.monotonic()
         report.seconds, report.waited = now - self.last_end, self.waited

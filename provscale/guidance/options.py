@@ -22,7 +22,9 @@ class GuidanceOptions:
         score: the score whose input gradient is guided: logit (the paper), or another of `SCORES`.
         measure: how the gradient outside a target's own elements is measured: energy (the paper), or another of
             `MEASURES`.
-        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers.
+        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers. auto is
+            cuda_graph in training on a GPU, if it can be (not with split_batch, recomputed activations, ZeRO-3 or
+            FSDP2), else eager.
         mask: provenance (the method), random (ablation: the mask moved to a random place) or none (ablation).
         reduction: sum or mean of the measure over one sample's elements.
         every: guide every k-th optimizer step only, with k times alpha.
@@ -38,7 +40,7 @@ class GuidanceOptions:
     alpha: float = 0.0
     score: str = "logit"
     measure: str = "energy"
-    executor: str = "eager"
+    executor: str = "auto"
     mask: Literal["provenance", "random", "none"] = "provenance"
     reduction: Literal["sum", "mean"] = "sum"
     every: int = 1
@@ -67,7 +69,7 @@ class GuidanceOptions:
                 "two terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their "
                 "defaults"
             )
-        if self.split_batch and self.executor != "eager":
+        if self.split_batch and self.executor not in ("auto", "eager"):
             raise UserError(
                 f"guidance.split_batch: is true while guidance.executor is {self.executor}, which would record every "
                 "number of synthetic samples anew; set it to false, or use guidance.executor eager"

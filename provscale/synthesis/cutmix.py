@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from provscale.errors import UserError
-from provscale.sample import Sample
+from provscale.sample import Sample, send
 from provscale.synthesis.base import SYNTHESES, Mixing, mixed
 from provscale.synthesis.boxes import outside_boxes
 
@@ -42,6 +42,6 @@ class CutMix(Mixing):
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
         height, width = sample.inputs.shape[-2:]
         boxes = torch.tensor([cutmix_box(generator, height, width, self.beta) for generator in generators])
-        mask = outside_boxes(boxes.to(sample.inputs.device, non_blocking=True), height, width)
+        mask = outside_boxes(send(boxes, sample.inputs.device), height, width)
         inputs = torch.where(mask.bool(), sample.inputs, partners.inputs)
         return mixed(sample, partners, inputs, mask, mask.mean(dim=(1, 2, 3)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.sample import Sample
+from provscale.sample import Sample, send
 from provscale.synthesis.base import SYNTHESES, Mixing, mixed
 from provscale.synthesis.boxes import outside_boxes
 
@@ -57,8 +57,7 @@ class ResizeMix(Mixing):
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
         height, width = sample.inputs.shape[-2:]
         device = sample.inputs.device
-        boxes = torch.tensor([self.box(generator, height, width) for generator in generators])
-        boxes = boxes.to(device, non_blocking=True)
+        boxes = send(torch.tensor([self.box(generator, height, width) for generator in generators]), device)
         mask = outside_boxes(boxes, height, width)
         down = resize_weights(boxes[:, 1], boxes[:, 3], height).to(sample.inputs.dtype)
         across = resize_weights(boxes[:, 0], boxes[:, 2], width).to(sample.inputs.dtype)

@@ -247,9 +247,9 @@ def test_a_step_is_looked_at_when_the_next_is_queued(tmp_path: Path, read_at: li
     trainer = LateTrainer(tmp_path, unread=unread, train__epochs=1)
     update = trainer.engine.update
 
-    def noted() -> None:
+    def noted(**options: Any) -> None:
         read_at.append("update")
-        update()
+        update(**options)
 
     trainer.engine.update = noted  # type: ignore[method-assign]
     trainer.fit()
@@ -315,7 +315,7 @@ def test_the_share_of_waiting_for_data(tmp_path: Path, unread: int) -> None:
     trainer = LateTrainer(tmp_path, unread=unread, train__epochs=1)
     trainer.train_items.source = Slow(trainer.train_items.source)
     update, evaluate = trainer.engine.update, trainer.evaluate
-    trainer.engine.update = lambda: (time.sleep(0.1), update())[1]  # type: ignore[method-assign]
+    trainer.engine.update = lambda **options: (time.sleep(0.1), update(**options))[1]  # type: ignore[method-assign]
     trainer.evaluate = lambda epoch: (time.sleep(0.5), evaluate(epoch))[1]  # type: ignore[method-assign]
     log = trainer.log_reports
     trainer.log_reports = lambda: (time.sleep(0.1), log())[1]  # type: ignore[method-assign]

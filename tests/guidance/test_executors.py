@@ -75,13 +75,20 @@ def with_executor(network: nn.Module, executor, **arguments) -> GuidedStep:
     return step
 
 
-def assert_equal_steps(found: GuidedStep, expected: GuidedStep, relative: float) -> None:
-    """Every buffer and gradient within `relative`; of its norm, or of 1 % of the largest for those that vanish."""
+def worst_gradient(found: GuidedStep, expected: GuidedStep) -> float:
+    """Largest difference of a parameter's gradient, of its norm, or of 1 % of the largest for those that vanish."""
     gradients = [parameter.grad for parameter in expected.network.parameters()]
     largest = max(float(gradient.norm()) for gradient in gradients)
-    for parameter, gradient in zip(found.network.parameters(), gradients, strict=True):
-        difference = float((parameter.grad - gradient).norm())
-        assert difference <= relative * max(float(gradient.norm()), 1e-2 * largest)
+    ratios = [
+        float((parameter.grad - gradient).norm()) / max(float(gradient.norm()), 1e-2 * largest)
+        for parameter, gradient in zip(found.network.parameters(), gradients, strict=True)
+    ]
+    return float(torch.tensor(ratios).max())  # NaN, if one is
+
+
+def assert_equal_steps(found: GuidedStep, expected: GuidedStep, relative: float) -> None:
+    """Every buffer and gradient within `relative`; see `worst_gradient`."""
+    assert worst_gradient(found, expected) <= relative
     for found_buffer, buffer in zip(found.network.buffers(), expected.network.buffers(), strict=True):
         torch.testing.assert_close(found_buffer, buffer, rtol=relative, atol=relative)
 

@@ -295,6 +295,7 @@ def test_unguided_steps_compute_no_second_derivative(reason: str) -> None:
     if alpha:
         sample = without_synthetic(sample)
     seen = []
+    torch.manual_seed(0)  # the same sum in another order may round otherwise
     network = OnceDifferentiable()
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].requires_grad))
     losses = GuidedStep(network, alpha)(sample)

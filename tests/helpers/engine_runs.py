@@ -16,7 +16,18 @@ import torch
 from paths import ROOT
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-TASKS = ["parity", "checked", "split", "clipped", "refusals", "measure", "state", "other_weights", "trainer"]
+TASKS = [
+    "parity",
+    "channels_last",
+    "checked",
+    "split",
+    "clipped",
+    "refusals",
+    "measure",
+    "state",
+    "other_weights",
+    "trainer",
+]
 
 
 @functools.cache

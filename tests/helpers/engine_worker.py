@@ -78,6 +78,10 @@ def configure(model: str, accumulation: int, clip: float | None = None) -> Confi
     return config
 
 
+def channels_last_cnn() -> nn.Module:
+    return small_cnn().to(memory_format=torch.channels_last)
+
+
 def start(config: Config, network: nn.Module, check: Sample | None = None, split: bool = False) -> Engine:
     """A prepared engine; with a sample, after the trainer's self-check."""
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -141,6 +145,18 @@ def checked() -> dict[str, Any]:
 def split() -> dict[tuple[str, int, int], Any]:
     """Two passes of the network in one step; some processes' batches have real samples, others none."""
     return {case: train(*case, check=True, split=True)[0] for case in CASES if case[0] != "cnn" and case[2] == 1}
+
+
+def channels_last() -> dict[str, Any]:
+    """Trained, saved and loaded."""
+    folder = Path(sys.argv[1]) / "channels-last"
+    MODELS["channels last"] = channels_last_cnn
+    trained, engine = train("channels last", 1, 1)
+    engine.on_main(lambda: folder.mkdir())
+    engine.save(folder)
+    engine.barrier()
+    engine.load(folder)
+    return trained
 
 
 def clipped() -> dict[str, Any]:
