@@ -15,9 +15,8 @@ from paths import ROOT
 
 Graph = dict[str, set[str]]
 
-# Rooms (what lies directly in the package) that still know each other: `config` has guidance's options as a section,
-# `predictions` uses two functions of guidance's loss, the self-check names the type of an engine.
-KNOT = frozenset({"config", "engine", "guidance", "predictions", "tracking"})
+# Rooms (folders of the package) that stand on their own, from the derivatives up to what a data set needs.
+ROOMS = {"second_derivatives", "guidance", "models", "synthesis", "data"}
 
 
 def module_name(path: Path, folder: Path) -> str:
@@ -53,16 +52,14 @@ def module_graph(folder: Path, package: str) -> Graph:
     return graph
 
 
-def room_graph(modules: Graph, merged: frozenset[str] = frozenset()) -> Graph:
-    """The same between the package's own children; those in `merged` count as one."""
-
-    def room(module: str) -> str:
-        name = module.split(".")[1] if "." in module else module
-        return "knot" if name in merged else name
-
-    graph: Graph = {}
+def room_graph(modules: Graph, rooms: set[str]) -> Graph:
+    """What each of `rooms` imports of the others."""
+    graph: Graph = {room: set() for room in rooms}
     for module, reached in modules.items():
-        graph.setdefault(room(module), set()).update({room(other) for other in reached} - {room(module)})
+        for other in reached:
+            first, second = ((*name.split("."), "")[1] for name in (module, other))
+            if first in rooms and second in rooms - {first}:
+                graph[first].add(second)
     return graph
 
 
@@ -94,7 +91,7 @@ def test_circles_are_found(tmp_path: Path) -> None:
     assert set(circle({name: reached for name, reached in graph.items() if name[:3] not in ("p.a", "p.b")})) == {
         "p.q", "p.q.x", "p.r.y",
     }  # fmt: skip
-    assert set(circle(room_graph(graph, frozenset({"a", "b"})))) == {"q", "r"}
+    assert room_graph(graph, {"q", "r", "a"}) == {"q": {"r"}, "r": {"q"}, "a": set()}
     assert circle({"p": {"q"}, "q": set()}) == []
 
 
@@ -110,9 +107,12 @@ def test_no_module_imports_itself_by_way_of_others(modules: Graph) -> None:
 
 
 def test_rooms_lie_in_layers(modules: Graph) -> None:
-    """Guidance, networks, second derivatives, data, syntheses, evaluation: none imports what imports it."""
-    assert circle(room_graph(modules, merged=KNOT)) == []
-    assert circle(room_graph(modules)), "the knot is untied: KNOT can go"
+    """Guidance and networks do not know each other, and no data set knows either."""
+    graph = room_graph(modules, ROOMS)
+    assert circle(graph) == []
+    assert graph["second_derivatives"] == set()
+    assert graph["guidance"] == {"second_derivatives"}
+    assert not graph["data"] & {"guidance", "models"}
 
 
 def test_guidance_alone_loads_no_data_and_no_tools() -> None:
@@ -125,3 +125,4 @@ def test_guidance_alone_loads_no_data_and_no_tools() -> None:
     assert not rooms & {"data", "engine", "evaluation", "models", "run", "synthesis", "tracking", "trainer", "config"}
     heavy = {"scipy", "timm", "torchvision", "cv2", "datasets", "matplotlib", "accelerate", "wandb", "jsonargparse"}
     assert not heavy & {name.split(".")[0] for name in loaded}
+    assert not {"torch._dynamo", "torch._inductor"} & set(loaded)  # the compiler, twice as much as all else together

@@ -144,7 +144,7 @@ def test_the_whole_run_is_well_conditioned() -> None:
 @pytest.mark.parametrize("engine", ["one", *ENGINES])
 def test_runs_end_with_the_same_network(engine: str) -> None:
     """As close to float64 as float32 can be. A run rounds in every layer of every step, not in its first weights only:
-    one process ends four to six times as far from float64 as `movement` (measured with AVX-512, AVX2 and SSE)."""
+    one process ends four to five times as far from float64 as `movement` (measured with AVX-512, AVX2 and SSE)."""
     error, bound = weight_difference(final_weights(engine), final_weights("one", "float64")), 10 * movement()
     print(f"{engine}: {error:.1e} from float64, may be {bound:.1e}")
     assert error < bound
