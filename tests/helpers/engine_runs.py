@@ -36,7 +36,7 @@ def command(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def run(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()) -> None:
