@@ -22,7 +22,7 @@ from provscale.data.skeletons import motions
 from provscale.data.skeletons.clips import SkeletonClip
 from provscale.data.skeletons.items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, person_slots, segments
 from provscale.data.skeletons.planted_actions import CLASSES, PlantedOptions, make_clips, project, write_files
-from provscale.data.skeletons.tracks import associate_with_tubes
+from provscale.data.skeletons.tracks import box_iou
 from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
 from provscale.evaluation.video_ap_evaluator import VideoAP, video_detections
@@ -198,7 +198,9 @@ def oracle(splits: DataSplits, sign: float) -> Callable[[int], np.ndarray]:
             frame, seen = view.frames[column], clip.scores[view.persons[slot, column], view.frames[column]] > 0.1
             points = clip.keypoints[view.persons[slot, column], frame][seen]
             box = np.concatenate([points.min(axis=0), points.max(axis=0)])[None]
-            actor = associate_with_tubes(np.array([frame]), box, views.ground_truth.tubes[view.video], 0.5)[0] == 0
+            (tube,) = views.ground_truth.tubes[view.video]
+            inside = tube.first_frame <= frame < tube.end_frame
+            actor = inside and box_iou(box, tube.boxes[frame - tube.first_frame])[0] >= 0.5
             logits[slot, column, clip.label] = sign * (5 if actor else -5)
         return logits
 

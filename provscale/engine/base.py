@@ -181,9 +181,6 @@ class Engine:
             raise UserError(problem)
         return result
 
-    def barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
-
     def print(self, text: str) -> None:
         """A line on standard error, from the main process only."""
         if self.is_main:

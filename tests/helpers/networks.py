@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import timm
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from provscale.sample import Sample
 
-# Tests run side by side on shared machines, where a second thread costs more than it brings.
-torch.set_num_threads(1)
+# Tests run side by side on shared machines, where a second thread costs more than it brings (`make test-kernels` asks
+# for two, because they add in another order).
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 CLASSES = 5
 
@@ -89,6 +91,19 @@ def random_sample(
     if targets == 2:
         sample.mixing_weight = sample.provenance_mask.mean(dim=(1, 2, 3))
     return sample
+
+
+def as_float64(sample: Sample) -> Sample:
+    return sample.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def assert_rounds_alike(found: Tensor, expected: Tensor, exact: Tensor) -> None:
+    """Two computations in one precision are equally far from float64: neither keeps more bits, nor loses more.
+
+    Their distance from each other would not do as a bound: it is a matter of the processor's kernels.
+    """
+    error, usual = relative(found, exact), relative(expected, exact)
+    assert 0 < usual / 1.5 < error < 1.5 * usual, (error, usual)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

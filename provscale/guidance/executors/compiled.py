@@ -13,9 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor_config
 from torch import Tensor, fx, nn
-from torch._dynamo import lookup_backend
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -138,6 +136,10 @@ class CompiledExecutor:
         alpha: float | Tensor,
     ) -> tuple[TracedStep, Callable[..., Any]] | None:
         """Traces, compiles and tries one signature; None, after one warning, where that fails."""
+        # The compiler is two thirds of what importing the package would load.
+        import torch._inductor.config as inductor_config
+        from torch._dynamo import lookup_backend
+
         started = time.perf_counter()
         device = sample.inputs.device
         fix_shapes(network, "compiled")
