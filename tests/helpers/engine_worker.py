@@ -160,7 +160,7 @@ def channels_last() -> dict[str, Any]:
     trained, engine = train("channels last", 1, 1)
     engine.on_main(lambda: folder.mkdir())
     engine.save(folder)
-    engine.barrier()
+    engine.gather(None)
     engine.load(folder)
     return trained
 
