@@ -12,6 +12,7 @@ from provscale.errors import UserError
 from provscale.evaluation import build_evaluators
 from provscale.run.pictures import Pictures, to_pictures
 from provscale.synthesis import Synthesis
+from provscale.synthesis.saliency import with_saliency
 
 if TYPE_CHECKING:
     from provscale.engine import Engine
@@ -67,7 +68,8 @@ def sample_pictures(
     indices = list(range(first, first + count))
     plain = LoadedItems(items.source, synthesis.prepare, splits.evaluation_transform, items.num_classes, items.seed)
     (loaded,) = make_loader(plain, [[(0, index) for index in indices]], 0, False)
-    sample = synthesis(loaded.to(engine.device), None, (items.seed, "pictures"))
+    real = with_saliency(engine, synthesis, loaded.to(engine.device))
+    sample = synthesis(real, None, (items.seed, "pictures"))
     engine.prepared.eval()
     gradient = engine.predict(sample, frozenset({"input_gradient"}))["input_gradient"]
     engine.prepared.train()

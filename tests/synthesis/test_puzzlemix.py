@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from networks import random_sample, small_cnn
 from scipy.stats import kstest
+from tiny_runs import train
 from torch import Tensor
 
 from provscale.config import SynthesisConfig
 from provscale.errors import UserError
+from provscale.predictions import predict
 from provscale.sample import Sample
 from provscale.synthesis import PuzzleMix, build_synthesis
 from provscale.synthesis.graph_cut import exact_cut, swap_cut
@@ -244,6 +249,28 @@ def test_result_depends_on_key_and_index_only() -> None:
     torch.testing.assert_close(part.inputs, whole.inputs[order], rtol=0, atol=1e-6)
     other = PuzzleMix()(sample, partners, (7, 4)).provenance_mask
     assert (other != whole.provenance_mask).flatten(1).any(dim=1).float().mean() > 0.8
+
+
+def test_saliency_is_the_length_of_the_losss_gradient() -> None:
+    """Sample by sample, by plain autograd, in evaluation mode, where samples do not meet."""
+    network, sample = small_cnn().eval(), random_sample(1)
+    found = predict(network, sample, ["saliency"], None)
+    for row in range(len(sample)):
+        inputs = sample.inputs[row : row + 1].clone().requires_grad_()
+        loss = -network(inputs).log_softmax(1)[0, sample.targets[row, 0]]
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        expected = (gradient[0] ** 2).mean(dim=0).sqrt()
+        torch.testing.assert_close(found["saliency"][row, 0], expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found["logits"], network(sample.inputs))
+
+
+def test_trains_by_name(tmp_path: Path) -> None:
+    """The trainer provides the saliency, for steps and for pictures."""
+    folder = train(tmp_path, synthesis__name="puzzlemix", train__max_steps=2, tracking__images=2)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert len(steps) == 2
+    assert all(row["loss_guidance"] > 0 for row in steps)
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
