@@ -73,6 +73,9 @@ class CubSplit:
     def label(self, index: int) -> int:
         return self.records[index].label
 
+    def item_id(self, index: int) -> str:
+        return self.records[index].name
+
     def __getitem__(self, index: int) -> Item:
         """`annotations["box"]` float [N, 4] in pixels of the image, rows of NaN where it has fewer than others.
 

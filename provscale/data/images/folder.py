@@ -133,6 +133,9 @@ class FolderSplit:
     def label(self, index: int) -> int:
         return int(self.rows[index]["label"])
 
+    def item_id(self, index: int) -> str:
+        return str(self.rows[index]["file_name"])
+
     def with_annotations(self) -> FolderSplit:
         """The same images with group, box and object mask."""
         annotated = copy.copy(self)
