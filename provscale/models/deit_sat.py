@@ -60,14 +60,29 @@ def foreground_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return tokens + block.drop_path2(block.mlp(block.norm2(tokens))), foreground
 
 
-def smoothing_kernel() -> Tensor:
-    """SAT's 3 x 3 kernel [1, 1, 3, 3], sum 1: square roots of products of a normal distribution's mass in three equal
-    intervals that span 49/6 standard deviations to both sides; 0.805 in the middle, 0.046 beside it, 0.003 at the
-    corners."""
-    edges = torch.linspace(-49 / 6, 49 / 6, 4, dtype=torch.float64)
-    masses = (0.5 * (1 + torch.erf(edges / math.sqrt(2)))).diff()
-    kernel = (masses[:, None] * masses[None]).sqrt()
-    return (kernel / kernel.sum()).float()[None, None]
+def smoothing_weights() -> tuple[float, float]:
+    """Middle and side of SAT's kernel, which is (side, middle, side) along rows times the same along columns, sum 1.
+
+    They are square roots of a normal distribution's mass in three equal intervals that span 49/6 standard deviations
+    to both sides: 0.897 and 0.051, so 0.805 in the middle of the 3 x 3 kernel and 0.003 at its corners.
+    """
+
+    def below(edge: float) -> float:
+        return 0.5 * (1 + math.erf(edge / math.sqrt(2)))
+
+    outer, inner = 49 / 6, 49 / 18
+    middle, side = math.sqrt(below(inner) - below(-inner)), math.sqrt(below(outer) - below(inner))
+    return middle / (middle + 2 * side), side / (middle + 2 * side)
+
+
+def smoothed(maps: Tensor) -> Tensor:
+    """M' of M [B, h, w]: the kernel of `smoothing_weights`, zeros around."""
+    middle, side = smoothing_weights()
+    for pad, axis in (((0, 0, 1, 1), 1), ((1, 1), 2)):
+        padded, size = F.pad(maps, pad), maps.shape[axis]
+        around = padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size)
+        maps = middle * maps + side * around
+    return maps
 
 
 @MODELS.register("deit_small_sat")
@@ -94,7 +109,6 @@ class DeiTSmallSAT(VisionTransformer):
     cls_token: Any
     pos_embed: Any
     head: Any
-    smoothing: Tensor
 
     def __init__(
         self,
@@ -123,7 +137,6 @@ class DeiTSmallSAT(VisionTransformer):
         self.loc_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
         self.loc_embed = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
         self.head = nn.Conv2d(embed_dim, num_classes, kernel_size=3, padding=1)
-        self.register_buffer("smoothing", smoothing_kernel(), persistent=False)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Draws the head's weights anew, as PyTorch does (and SAT)."""
@@ -155,11 +168,10 @@ class DeiTSmallSAT(VisionTransformer):
         return logits, self.foreground_losses(foreground)
 
     def foreground_losses(self, foreground: Tensor) -> dict[str, Tensor]:
-        """`loss_area` and `loss_norm`, at least FP32 whatever the autocast, of M [B, h, w]."""
-        with torch.autocast(foreground.device.type, enabled=False):
-            foreground = foreground.to(torch.promote_types(foreground.dtype, torch.float32))
-            smooth = F.conv2d(foreground[:, None], self.smoothing.to(foreground.dtype), padding=1)
-            return {"loss_area": (foreground.mean() - self.area).abs(), "loss_norm": (smooth * (1 - smooth)).mean()}
+        """`loss_area` and `loss_norm`, at least FP32, of M [B, h, w]."""
+        foreground = foreground.to(torch.promote_types(foreground.dtype, torch.float32))
+        smooth = smoothed(foreground)
+        return {"loss_area": (foreground.mean() - self.area).abs(), "loss_norm": (smooth * (1 - smooth)).mean()}
 
     def logits_and_score_map(self, inputs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and M [B, h, w], which does not depend on `classes`."""
