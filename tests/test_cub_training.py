@@ -11,11 +11,13 @@ import timm
 import torch
 from cub_folder import make_cub
 from paths import ROOT
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import vgg
 
 from provscale import evaluate as evaluate_entry
 from provscale.train import main
+from tools import show_localisation
 
 SAT = {"img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 3}
 
@@ -74,6 +76,28 @@ def test_both_arms(name: str, words: list[str], capsys: pytest.CaptureFixture[st
     metrics = json.loads(capsys.readouterr().out)
     last = next(row for row in rows(words, f"{name}-guided") if row["kind"] == "test" and row["at"] == "last")
     assert metrics == {key: last[key] for key in metrics}
+
+
+def test_pictures_of_both_arms(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Score map, boxes and gradient side by side; two images, two runs, two columns each."""
+    folder = Path(words[1].split("=")[1])
+    for arm, alpha in (("guided", "0.01"), ("baseline", "0")):
+        command = small("cub_deit_s_cutmix", words)
+        assert main([*command, f"--run.name=shown-{arm}", f"--guidance.alpha={alpha}"]) == 0
+    runs = [str(folder / f"shown-{arm}") for arm in ("guided", "baseline")]
+    capsys.readouterr()
+    assert show_localisation.main([*runs, "--images", "0", "4", "--out", str(tmp_path / "a.png")]) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (968, 528)
+    for mistake, message in (
+        (["--images", "9"], "--images: 9 is out of range"),
+        (["--weights", "x"], "does not exist"),
+    ):
+        assert show_localisation.main([*runs, *mistake, "--out", str(tmp_path / "b.png")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "b.png").exists()
 
 
 @pytest.mark.parametrize("synthesis", ["resizemix", "puzzlemix"])

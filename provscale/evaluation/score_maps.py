@@ -75,7 +75,7 @@ class ScoreMapFolder:
 
     def __init__(self, folder: Path, source: ItemSource) -> None:
         if not folder.is_dir():
-            raise UserError(f"--scoremaps: {folder} is no folder; evaluate.py --save-scoremaps writes one")
+            raise UserError(f"--scoremaps: {folder} is no folder; provscale-evaluate --save-scoremaps writes one")
         self.folder, self.source = folder, source
         self.paths = [map_path(folder, source, index) for index in range(len(source))]
         present = {path for path in folder.rglob("*.npy") if path.is_file()}
