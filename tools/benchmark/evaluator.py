@@ -2,8 +2,8 @@
 
     python -m tools.benchmark.evaluator                 150 maps of each kind, scaled to 5794 images
 
-Maps are 14 x 14, boxes and images those of 224 x 224 pixels: smooth ones, as a network's, and white noise, which has the
-most contours. The clock is CPU time of one thread.
+Maps are 14 x 14, boxes and images those of 224 x 224 pixels: smooth ones, as a network's, and white noise, which has
+the most contours. The clock is CPU time of one thread.
 """
 
 from __future__ import annotations
