@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     cv2.setNumThreads(1)
     generator = np.random.default_rng(0)
     noise = [generator.random((14, 14)) for _ in range(count)]
-    kinds = {"smooth": [cv2.GaussianBlur(one, (0, 0), 2.0) for one in noise], "white noise": noise}
+    smooth = [np.asarray(cv2.GaussianBlur(one, (0, 0), 2.0)) for one in noise]
+    kinds: dict[str, list[np.ndarray]] = {"smooth": smooth, "white noise": noise}
     for name, maps in kinds.items():
         each = seconds_per_image(maps)
         print(f"{name}: {1e3 * each:.1f} ms per image, {IMAGES * each:.0f} s for {IMAGES} images")
