@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
-from tiny_runs import train
+from tiny_runs import rows, train
 
 from provscale.errors import UserError
 from provscale.guidance.options import GuidanceOptions
@@ -107,7 +106,7 @@ def test_ablations_reach_training(tmp_path: Path) -> None:
         "dilated": {"guidance__dilation": 30}, "eroded": {"guidance__dilation": -30},
     }.items():  # fmt: skip
         folder = train(tmp_path, name, train__max_steps=1, **changes)
-        row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        row = next(row for row in rows(folder) if row["kind"] == "train")
         losses[name] = row["loss_cls"], row["loss_guidance"]
     assert len({value for value, _ in losses.values()}) == 1
     assert len({value for _, value in losses.values()}) == 5
