@@ -35,7 +35,7 @@ class DataConfig:
     """Data set and batches.
 
     Args:
-        name: digits, imagefolder, ucf101_24, planted_actions or another registered data set.
+        name: digits, imagefolder, cub, ucf101_24, planted_actions or another registered data set.
         root: its folder; not needed for embedded data.
         batch_size: global batch of one optimizer step, divided over processes and accumulation.
         workers: loader processes for each training process.
@@ -61,7 +61,7 @@ class ModelConfig:
     """Network.
 
     Args:
-        name: skp, stgcn, posec3d or another registered model, or any timm model.
+        name: vgg16_cam, deit_small_sat, skp, stgcn, posec3d or another registered model, or any timm model.
         pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors
             or a PyTorch state dict).
         channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor
@@ -81,7 +81,7 @@ class SynthesisConfig:
     """How training samples are synthesised.
 
     Args:
-        name: none, cutmix, resizemix, batchmix, edited or another registered synthesis.
+        name: none, cutmix, resizemix, puzzlemix, batchmix, edited or another registered synthesis.
         probability: share of batches that are mixed (Table 8); edited images are synthetic always.
         start_epoch: epochs, from the first, in which nothing is mixed yet.
         added: how many edited images join the training set; null = all there are.

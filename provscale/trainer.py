@@ -42,7 +42,8 @@ from provscale.run.step_report import Readout, StepReport
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
-from provscale.synthesis import random_mask
+from provscale.synthesis.ablation import ablated
+from provscale.synthesis.saliency import with_saliency
 
 GRADIENT_SAMPLES = 16
 """Samples per process on which the lengths of gradients are measured."""
@@ -243,17 +244,15 @@ class Trainer:
 
     def synthesise(self, sample: Sample, micro: MicroBatch, epoch: int) -> Sample:
         """Mixes or edits a loaded micro-batch; everything random is keyed by seed, epoch, step and index."""
-        config = self.config
-        local = sample[: micro.size]
-        key = (config.seed, epoch)
+        guidance, key = self.config.guidance, (self.config.seed, epoch)
+        partners = None
         if self.synthesis.pairs:
-            if self.mixes(epoch, micro.step):
-                local = self.synthesis(local, sample[torch.tensor(micro.partners)], key)
-        else:
-            local = self.synthesis(local, None, key)
-        if config.guidance.mask == "random" and local.guided:
-            local = random_mask(local, key)
-        return local
+            if not self.mixes(epoch, micro.step):
+                return sample[: micro.size]
+            sample = with_saliency(self.engine, self.synthesis, sample)
+            partners = sample[torch.tensor(micro.partners)]
+        local = self.synthesis(sample[: micro.size], partners, key)
+        return ablated(local, guidance.mask, guidance.dilation, key)
 
     def mixes(self, epoch: int, step: int) -> bool:
         """Whether a mixing synthesis mixes this batch: one decision per global batch, as in CutMix's own training."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 import yaml
 from paths import ROOT
 
-from provscale.command_line import parse
 from provscale.config import DataConfig
 from provscale.data import DataSplits, build_splits
 from provscale.data.loader import LoadedItems, make_loader
@@ -304,18 +302,6 @@ def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
 
 
 # configs and training
-
-
-def test_table_8() -> None:
-    """Column UCF101-24 of the supplement's Table 8."""
-    config = parse(["--cfg", str(CONFIGS / "ucf101_hrnet.yaml")])
-    assert (config.synthesis.name, config.synthesis.probability, config.guidance.alpha) == ("batchmix", 1.0, 0.01)
-    optim = config.optim
-    assert (optim.name, optim.lr, optim.schedule) == ("sgd", 7.5e-3, "linear")
-    assert (optim.weight_decay, optim.momentum) == (2.5e-5, 0.9)
-    assert (config.train.epochs, config.data.batch_size) == (40, 30)
-    baseline = parse(["--cfg", str(CONFIGS / "ucf101_hrnet.yaml"), "--guidance.alpha", "0"])
-    assert dataclasses.replace(baseline, guidance=config.guidance) == config
 
 
 def test_configs_differ_in_the_synthesis_only() -> None:

@@ -9,7 +9,12 @@ from provscale.config import Config
 from provscale.run.frozen_config import changes_training, flatten
 
 BASELINE = "baseline"
-CONTROLS = {"provenance": "guided", "random": "control with random masks", "none": "control without masks"}
+CONTROLS = {
+    "provenance": "guided",
+    "random": "control with random masks",
+    "independent": "control with independent masks",
+    "none": "control without masks",
+}
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

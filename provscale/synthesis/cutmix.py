@@ -10,7 +10,7 @@ import torch
 from provscale.errors import UserError
 from provscale.sample import Sample, send
 from provscale.synthesis.base import SYNTHESES, Mixing, mixed
-from provscale.synthesis.boxes import outside_boxes
+from provscale.synthesis.boxes import clipped_box, outside_boxes
 
 
 def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: float) -> tuple[int, int, int, int]:
@@ -19,9 +19,7 @@ def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: fl
     ratio = np.sqrt(1 - generator.beta(beta, beta))
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     y, x = int(generator.integers(height)), int(generator.integers(width))
-    x0, x1 = max(x - cut_w // 2, 0), min(x + cut_w // 2, width)
-    y0, y1 = max(y - cut_h // 2, 0), min(y + cut_h // 2, height)
-    return x0, y0, x1, y1
+    return clipped_box(y, x, cut_h, cut_w, height, width)
 
 
 @SYNTHESES.register("cutmix")

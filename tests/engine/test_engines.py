@@ -55,7 +55,7 @@ def weight_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_losses_and_parameters_equal_one_process(engine: str) -> None:
-    """Four networks, one with two losses of its own, hard and soft labels, SGD and AdamW, rates that change every
+    """Five networks, two with two losses of their own, hard and soft labels, SGD and AdamW, rates that change every
     step, with and without accumulation.
 
     The reference is one process that accumulates over the same chunks.
@@ -65,7 +65,7 @@ def test_losses_and_parameters_equal_one_process(engine: str) -> None:
     print(engine, {model: max(value for case, value in worst.items() if case[0] == model) for model, *_ in CASES})
     assert max(worst.values()) < TOLERANCE, worst
     for case in CASES:
-        own = {"loss_size", "loss_spread"} if case[0] == "own losses" else set()
+        own = {"own losses": {"loss_size", "loss_spread"}, "sat": {"loss_area", "loss_norm"}}.get(case[0], set())
         assert {*found[case]["losses"][0]} == {"loss", "loss_cls", "loss_guidance", *own}
         assert found[case]["shapes"] == expected[case]["shapes"]
         shapes = {name: list(value.shape) for name, value in found[case]["network"].items()}

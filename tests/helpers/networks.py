@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from provscale.models import DeiTSmallSAT
 from provscale.sample import Sample
 
 # Tests run side by side on shared machines, where a second thread costs more than it brings (`make test-kernels` asks
@@ -32,6 +34,20 @@ def small_vit() -> nn.Module:
     """timm's ViT with two blocks on 16 tokens."""
     torch.manual_seed(0)
     return timm.create_model("test_vit", num_classes=CLASSES, img_size=32, patch_size=8, depth=2)
+
+
+def small_sat(**options: Any) -> DeiTSmallSAT:
+    """The network with a localisation token, with two of three blocks masked; 32 x 32 pixels, 2 x 2 patches.
+
+    Weights are larger than at the start, so that attention and foreground differ between tokens.
+    """
+    torch.manual_seed(0)
+    small = {"img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 3, "masked_blocks": 2, "drop_path_rate": 0.3}
+    network = DeiTSmallSAT(**{"num_classes": CLASSES, **small, **options})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return network
 
 
 def smooth_network() -> nn.Module:
