@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from null_gpu import run_on_null_gpu
 
+pytestmark = pytest.mark.slow
+
 IMAGES = [
     "--data.name=digits", "--data.image_size=32", "--data.batch_size=8", "--data.drop_last=false",
     "--data.options={train: 20, edits: 16, test: 10}", "--model.name=test_resnet",
@@ -47,8 +49,6 @@ EAGER_ONLY = {
     "recomputed activations": "--synthesis.name=cutmix --train.checkpoint_activations=true",
 }
 EXECUTORS = ("eager", "cuda_graph")
-LAST_SHORT_BATCH = 3
-"""Steps of an epoch: 20 images, batches of 8."""
 
 
 def words(name: str, executor: str) -> list[str]:
