@@ -40,7 +40,8 @@ OPTIONS = {
     "--optim.class_weights=inverse_frequency",
     "workers and pinned memory": "--synthesis.name=cutmix --data.workers=1",
     "channels last": "--synthesis.name=cutmix --model.channels_last=true --train.precision=bf16",
-    "vision transformer": "--synthesis.name=cutmix --model.name=test_vit --train.precision=bf16",
+    "vision transformer": "--synthesis.name=cutmix --model.name=test_vit --train.precision=bf16 "
+    "--evaluation.metrics=[group_accuracy]",
     "pictures": "--synthesis.name=cutmix --tracking.images=2",
     "baseline": "--synthesis.name=cutmix --guidance.alpha=0",
 }
