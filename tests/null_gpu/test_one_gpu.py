@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from null_gpu import run_on_null_gpu
 
+pytestmark = pytest.mark.slow
+
 IMAGES = [
     "--data.name=digits", "--data.image_size=32", "--data.batch_size=8", "--data.drop_last=false",
     "--data.options={train: 20, edits: 16, test: 10}", "--model.name=test_resnet",
@@ -38,7 +40,8 @@ OPTIONS = {
     "--optim.class_weights=inverse_frequency",
     "workers and pinned memory": "--synthesis.name=cutmix --data.workers=1",
     "channels last": "--synthesis.name=cutmix --model.channels_last=true --train.precision=bf16",
-    "vision transformer": "--synthesis.name=cutmix --model.name=test_vit --train.precision=bf16",
+    "vision transformer": "--synthesis.name=cutmix --model.name=test_vit --train.precision=bf16 "
+    "--evaluation.metrics=[group_accuracy]",
     "pictures": "--synthesis.name=cutmix --tracking.images=2",
     "baseline": "--synthesis.name=cutmix --guidance.alpha=0",
 }
@@ -47,8 +50,6 @@ EAGER_ONLY = {
     "recomputed activations": "--synthesis.name=cutmix --train.checkpoint_activations=true",
 }
 EXECUTORS = ("eager", "cuda_graph")
-LAST_SHORT_BATCH = 3
-"""Steps of an epoch: 20 images, batches of 8."""
 
 
 def words(name: str, executor: str) -> list[str]:

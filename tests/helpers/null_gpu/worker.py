@@ -78,6 +78,7 @@ def values_mean_nothing() -> None:
         return {name: torch.zeros(value.shape, dtype=value.dtype).to(value.device) for name, value in found.items()}
 
     replace(step, "predict", zeros)
+    replace(torch.Tensor, "isfinite", lambda self: torch.ones(self.shape, dtype=torch.bool))
     replace(torch, "isnan", lambda tensor: torch.zeros(tensor.shape, dtype=torch.bool))
     # The null cuDNN has convolutions, no plans of attention.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -175,7 +176,58 @@ def observe(trainer: Any, result: dict[str, Any], waits: Counter[str]) -> None:
     trainer.optimizer_step = step
 
 
-TASKS: dict[str, Callable[[Any, Path], Any]] = {"train": train}
+def rules(_: Any, folder: Path) -> dict[str, Any]:
+    """What breaks a rule of CUDA's, by name: the exception's text, and the counters after it."""
+    return {name: broken(action) for name, action in RULES.items()}
+
+
+def broken(action: Callable[[], Any]) -> dict[str, Any]:
+    reset()
+    text = ""
+    try:
+        action()
+    except Exception as error:
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+    torch.cuda.synchronize()
+    return {"error": text, "counters": counters()}
+
+
+def in_capture(action: Callable[[torch.Tensor], Any]) -> None:
+    tensor = torch.ones(4, device="cuda")
+    torch.cuda.synchronize()
+    reset()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        action(tensor)
+
+
+def recorded_network_that_waits() -> None:
+    from networks import random_sample, small_cnn
+
+    from provscale.guidance.step import GuidedStep
+
+    network = small_cnn().cuda()
+    network.register_forward_hook(lambda module, inputs, outputs: outputs * float(outputs.sum()))
+    GuidedStep(network, 0.5, executor="cuda_graph")(random_sample(2).to("cuda"))
+
+
+def waits_for_what_is_outside() -> None:
+    event = torch.cuda.Event()
+    event.record()
+    in_capture(lambda tensor: torch.cuda.current_stream().wait_event(event))
+
+
+RULES: dict[str, Callable[[], Any]] = {
+    "a legal capture": lambda: in_capture(lambda tensor: tensor.mul_(2)),
+    "reading a number": lambda: in_capture(lambda tensor: tensor.sum().item()),
+    "waiting for the device": lambda: in_capture(lambda tensor: torch.cuda.synchronize()),
+    "a pageable copy": lambda: in_capture(lambda tensor: tensor.copy_(torch.ones(4), non_blocking=True)),
+    "an event from outside": waits_for_what_is_outside,
+    "too much memory": lambda: torch.empty(81 << 30, dtype=torch.uint8, device="cuda"),
+    "a number read outside": lambda: torch.ones(4, device="cuda").sum().item(),
+    "a recorded network that waits": recorded_network_that_waits,
+}
+
+TASKS: dict[str, Callable[[Any, Path], Any]] = {"train": train, "rules": rules}
 
 if __name__ == "__main__":
     values_mean_nothing()
