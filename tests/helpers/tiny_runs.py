@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "evaluation.metrics": "[group_accuracy]",
     "tracking.wandb": "disabled",
     "tracking.images": 0,
+    "tracking.gradients": "false",
 }
 
 
