@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,11 @@ class Run:
         )
 
 
-def write_report(path: Path, folders: Sequence[Path]) -> None:
+def write_report(path: Path, folders: Sequence[Path], figures: Mapping[str, Figure] | None = None) -> None:
     """Writes the page about the runs in `folders` to `path`.
+
+    Args:
+        figures: more figures by their headings, shown above the configs.
 
     Raises:
         UserError: a folder without a finished run.
@@ -82,6 +85,8 @@ def write_report(path: Path, folders: Sequence[Path]) -> None:
             "gradient of the class logit, each scaled to its own 99th percentile.</p>",
             picture(grid(runs), "inputs, masks and input gradients"),
         ]
+    for heading, figure in (figures or {}).items():
+        parts += [f"<h2>{html.escape(heading)}</h2>", picture(figure, heading)]
     parts += ["<h2>Configs</h2>"]
     parts += [
         f"<h3>{html.escape(run.name)}</h3><pre>{html.escape(yaml.safe_dump(run.config, sort_keys=False))}</pre>"
