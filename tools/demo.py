@@ -31,7 +31,7 @@ LABELS = {
     "maxboxacc/iou30": "box accuracy at IoU 0.3, %",
     "maxboxacc/iou50": "box accuracy at IoU 0.5, %",
     "maxboxacc/iou70": "box accuracy at IoU 0.7, %",
-    "gradient_energy": "input-gradient energy outside the digit, %",
+    "gradient_energy": "input-gradient energy outside the object, %",
 }
 Runs = dict[str, list[Path]]
 

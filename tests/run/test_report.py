@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from paths import ROOT
 from tiny_runs import train
 
@@ -95,6 +96,14 @@ def test_two_runs_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str])
     bests = [json.loads((folder / name / "summary.json").read_text())["best_epoch"] for name in ("baseline", "guided")]
     assert [cell for cell in page.cells if cell.endswith("(best)")] == [f"{best} (best)" for best in bests]
     assert "alpha: 0.01" in page.text
+
+
+def test_more_figures_below_their_headings(folder: Path, tmp_path: Path) -> None:
+    write_report(tmp_path / "page.html", [folder / "guided"], {"A curve & more": Figure()})
+    page = Page(tmp_path / "page.html")
+    check_images(page, 3)
+    assert "A curve & more" in page.text
+    assert page.images[-1]["alt"] == "A curve & more"
 
 
 def test_run_names_are_text_not_markup(folder: Path, tmp_path: Path) -> None:
