@@ -9,7 +9,6 @@ python -m tools.demo --tasks configs/less_work_tasks.yaml --jobs 1 --seeds 3 4 5
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from provscale.errors import UserError, reported
 from provscale.files import update_document
 from provscale.run.report import write_report
 from tools import demo_curve
-from tools.demo_runs import ROOT, cpu_seconds, summary, train_all
+from tools.demo_runs import ROOT, cpu_seconds, summary, train_all, values_text
 
 TASKS = ROOT / "configs" / "demo_tasks.yaml"
 LABELS = {
@@ -60,12 +59,6 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> s
     lines.append(f"| {LABELS[metrics[0]]}, in that epoch | " + " | ".join(peak) + " |")
     lines.append("| training and evaluation, s | " + " | ".join(seconds) + " |")
     return "\n".join(lines)
-
-
-def values_text(values: list[float], digits: int = 1) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:

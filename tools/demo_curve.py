@@ -1,7 +1,8 @@
 """Worst group over alpha with the right and with wrong masks, on the demo's edited images: docs/demo.md's picture.
 
-python -m tools.demo_curve --seeds 0 1      trains what is not trained yet; writes docs/demo_alpha.json and the picture
-python -m tools.demo_curve                  draws the picture from docs/demo_alpha.json again
+python -m tools.demo_curve --seeds 0 1      trains what is not trained yet; writes docs/demo_alpha.json,
+                                            the picture and the table in docs/demo.md
+python -m tools.demo_curve                  picture and table from docs/demo_alpha.json again
 
 Values are those of the validation split in the last epoch: the test split has no part in choosing alpha.
 """
@@ -23,18 +24,19 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from provscale.errors import UserError, reported
-from provscale.files import write_atomically
+from provscale.files import update_document, write_atomically
 from provscale.tracking.metrics_file import read_metrics
-from tools.demo_runs import ROOT, train_all
+from tools.demo_runs import ROOT, train_all, values_text
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 DATA = ROOT / "docs" / "demo_alpha.json"
 TITLE = "The curve over alpha, measured before (docs/demo.md)"
+PAGE = ROOT / "docs" / "demo.md"
 PICTURE = ROOT / "docs" / "images" / "demo_alpha.svg"
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 BASELINE = "edits only"
 # Okabe and Ito's colours, which colour-blind readers tell apart; lines and markers differ as well.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "provenance": {"label": "right mask", "color": "#0072B2", "marker": "o", "linestyle": "-"},
     "random": {"label": "random mask", "color": "#D55E00", "marker": "s", "linestyle": "--"},
     "none": {"label": "no mask", "color": "#000000", "marker": "^", "linestyle": ":"},
@@ -70,6 +72,16 @@ def read(path: Path = DATA) -> Curves:
     return curves
 
 
+def table(curves: Curves) -> str:
+    """A Markdown table: rows of alpha, columns of masks, mean (each seed)."""
+    header = "| alpha | " + " | ".join(style["label"] for style in STYLES.values()) + " |"
+    lines = [header, "|---|---|---|---|"]
+    lines.append("| 0 (edits only) | " + " | ".join([values_text(curves[BASELINE])] * len(STYLES)) + " |")
+    for alpha in curves["provenance"]:
+        lines.append(f"| {alpha} | " + " | ".join(values_text(curves[mask][alpha]) for mask in STYLES) + " |")
+    return "\n".join(lines)
+
+
 def draw(curves: Curves) -> Figure:
     """Lines: means over the seeds; points: each seed; grey band: edits without guidance, from worst to best seed."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -102,6 +114,7 @@ def main() -> int:
         if arguments.seeds:
             curves = measure(arguments.seeds, arguments.alphas, arguments.dir, arguments.jobs)
             write_atomically(DATA, json.dumps(curves, indent=1) + "\n")
+        update_document(PAGE, table(read()), "measured alpha")
         figure = draw(read())
         figure.savefig(PICTURE, metadata={"Date": None})
         print(PICTURE)

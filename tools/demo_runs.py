@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -72,3 +73,10 @@ def cpu_seconds(run: Path) -> float:
 def summary(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return content
+
+
+def values_text(values: Sequence[float], digits: int = 1) -> str:
+    """The value, or **the mean** (and each value)."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"

@@ -156,6 +156,14 @@ def test_the_curve_shows_means_and_every_seed() -> None:
     )
 
 
+def test_table_of_the_curve() -> None:
+    assert demo_curve.table(CURVES).splitlines()[2:] == [
+        "| 0 (edits only) | **55.0** (50.0, 60.0) | **55.0** (50.0, 60.0) | **55.0** (50.0, 60.0) |",
+        "| 0.1 | **56.0** (51.0, 61.0) | **57.0** (52.0, 62.0) | **58.0** (53.0, 63.0) |",
+        "| 3 | **76.0** (71.0, 81.0) | **47.0** (42.0, 52.0) | **18.0** (13.0, 23.0) |",
+    ]
+
+
 def test_the_curve_is_read_from_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last validation row counts, not the best, and no row of the test split."""
 
