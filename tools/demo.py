@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,31 @@ Runs = dict[str, list[Path]]
 
 
 def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> str:
-    """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value,
-    and below the cost.
+    """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value.
 
     Args:
-        floor: arithmetic of a step of each arm. None is for runs that are evaluated often: the table has the best
-            epoch instead.
+        floor: arithmetic of a step of each arm; with it the table shows the runs' cost. None is for runs that are
+            evaluated often: it shows the epoch that validation chose, and the first metric on test then.
     """
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+
+    def row(label: str, cells: Iterable[object]) -> None:
+        lines.append(f"| {label} | " + " | ".join(map(str, cells)) + " |")
+
     for metric in metrics:
-        cells = [values_text([summary(run)["test"]["last"][metric] for run in arm]) for arm in runs.values()]
-        lines.append(f"| {LABELS[metric]} | " + " | ".join(cells) + " |")
+        row(
+            LABELS[metric],
+            [values_text([summary(run)["test"]["last"][metric] for run in arm]) for arm in runs.values()],
+        )
     if floor is not None:
-        seconds = [values_text([cpu_seconds(run) for run in arm], 0) for arm in runs.values()]
-        lines.append("| CPU time of the whole run, s | " + " | ".join(seconds) + " |")
-        lines.append("| arithmetic of a step at the floor, plain steps | " + " | ".join(map(str, floor)) + " |")
+        row("CPU time of the whole run, s", [values_text(list(map(cpu_seconds, arm)), 0) for arm in runs.values()])
+        row("arithmetic of a step at the floor, plain steps", floor)
         return "\n".join(lines)
-    best = [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
-    peak = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
-    seconds = [values_text([summary(run)["wall_seconds"] for run in arm], 0) for arm in runs.values()]
-    lines.append("| best epoch | " + " | ".join(best) + " |")
-    lines.append(f"| {LABELS[metrics[0]]}, in that epoch | " + " | ".join(peak) + " |")
-    lines.append("| training and evaluation, s | " + " | ".join(seconds) + " |")
+    row(
+        "best epoch on validation", [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
+    )
+    best = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
+    row(f"{LABELS[metrics[0]]}, with that epoch's weights", best)
     return "\n".join(lines)
 
 

@@ -66,8 +66,8 @@ def test_table_has_mean_and_each_value(tmp_path: Path) -> None:
         runs.append(run)
     lines = demo.table({"arm": runs}, ["accuracy"]).splitlines()
     assert lines[2] == "| accuracy, % | **1.5** (1.0, 2.0) |"
-    assert lines[3] == "| best epoch | 3, 4 |"
-    assert lines[4] == "| accuracy, %, in that epoch | **20.0** (10.0, 30.0) |"
+    assert lines[3] == "| best epoch on validation | 3, 4 |"
+    assert lines[4] == "| accuracy, %, with that epoch's weights | **20.0** (10.0, 30.0) |"
 
 
 def test_table_of_costs(tmp_path: Path) -> None:
