@@ -201,13 +201,16 @@ def test_document_is_updated_between_its_comments_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_page_has_a_row_of_every_metric_for_four_seeds(task: str) -> None:
+def test_the_page_has_a_row_of_every_metric_for_several_seeds(task: str) -> None:
     page = (ROOT / "docs" / "demo.md").read_text()
     block = page.split(f"<!-- measured {task} -->")[1].split(f"<!-- /measured {task} -->")[0]
     for metric in TASKS[task]["metrics"]:
         (row,) = [line for line in block.splitlines() if line.startswith(f"| {demo.LABELS[metric]} |")]
         cells = row.split("|")[2:-1]
-        assert [cell.count(",") for cell in cells] == [3] * len(TASKS[task]["arms"])
+        seeds = {cell.count(",") + 1 for cell in cells}
+        assert len(cells) == len(TASKS[task]["arms"])
+        assert len(seeds) == 1
+        assert min(seeds) >= 3
 
 
 @pytest.mark.parametrize("task", LESS_WORK_TASKS)
