@@ -3,14 +3,12 @@
 from provscale.models.build import MODELS, BuiltModel, build_model
 from provscale.models.openmmlab import STGCN, PoseC3D
 from provscale.models.skp import StructuredKeypointPooling
-from provscale.models.small_cnn import SmallCNN
 
 __all__ = [
     "MODELS",
     "STGCN",
     "BuiltModel",
     "PoseC3D",
-    "SmallCNN",
     "StructuredKeypointPooling",
     "build_model",
 ]
