@@ -35,7 +35,7 @@ class DataConfig:
     """Data set and batches.
 
     Args:
-        name: digits, imagefolder, ucf101_24, planted_actions or another registered data set.
+        name: digits, imagefolder, cub, ucf101_24, planted_actions or another registered data set.
         root: its folder; not needed for embedded data.
         batch_size: global batch of one optimizer step, divided over processes and accumulation.
         workers: loader processes for each training process.
@@ -61,17 +61,18 @@ class ModelConfig:
     """Network.
 
     Args:
-        name: skp, stgcn, posec3d or another registered model, or any timm model.
+        name: vgg16_cam, deit_small_sat, skp, stgcn, posec3d or another registered model, or any timm model.
         pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors
             or a PyTorch state dict).
         channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor
-            cores; on a CPU double backward loses by it. ZeRO and FSDP2 store weights their own way and ignore it.
+            cores; on a CPU double backward loses by it. null: on a GPU with train.precision bf16. ZeRO and FSDP2 store
+            weights their own way and ignore it.
         options: further arguments of the model's constructor, e.g. drop_path_rate; listed as those of data sets.
     """
 
     name: str = "resnet18"
     pretrained: str = "none"
-    channels_last: bool = False
+    channels_last: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,14 +81,16 @@ class SynthesisConfig:
     """How training samples are synthesised.
 
     Args:
-        name: none, cutmix, resizemix, batchmix, edited or another registered synthesis.
+        name: none, cutmix, resizemix, puzzlemix, batchmix, edited or another registered synthesis.
         probability: share of batches that are mixed (Table 8); edited images are synthetic always.
+        start_epoch: epochs, from the first, in which nothing is mixed yet.
         added: how many edited images join the training set; null = all there are.
         options: further settings of the synthesis; listed as those of data sets.
     """
 
     name: str = "none"
     probability: float = 1.0
+    start_epoch: int = 0
     added: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -128,6 +131,10 @@ class TrainConfig:
         accumulation: micro-batches of one optimizer step on each process.
         self_check: compare the prepared step with an unwrapped copy before training.
         checkpoint_activations: recompute each block's activations instead of keeping them: less memory, more time.
+        tf32: what may round FP32 operands to TF32 on a GPU: none, convolutions (PyTorch's default) or all (matrix
+            products too).
+        cudnn_benchmark: try cuDNN's convolution algorithms on each new shape and keep the fastest. The choice, and so
+            the last digits, may differ from run to run.
     """
 
     epochs: int = 10
@@ -136,6 +143,8 @@ class TrainConfig:
     accumulation: int = 1
     self_check: bool = True
     checkpoint_activations: bool = False
+    tf32: Literal["none", "convolutions", "all"] = "convolutions"
+    cudnn_benchmark: bool = True
 
 
 @dataclass
@@ -160,16 +169,21 @@ class TrackingConfig:
     """Logging.
 
     Args:
-        wandb: online (falls back to offline without a login), offline or disabled.
+        trackers: what records rows besides metrics.jsonl and the terminal: wandb, tensorboard or another registered
+            tracker.
+        wandb: mode of the tracker wandb: online (falls back to offline without a login), offline or disabled.
         project: W&B project.
         log_every: optimizer steps between rows of metrics.jsonl.
         images: samples shown with mask and gradient map after every evaluation.
+        gradients: log once per epoch how long the gradients of L_cls and L_PG are, on a few samples.
     """
 
+    trackers: list[str] = field(default_factory=lambda: ["wandb"])
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "provscale"
     log_every: int = 1
     images: int = 8
+    gradients: bool = True
 
 
 @dataclass
@@ -244,6 +258,7 @@ def validate(config: Config) -> None:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "tracking.images": config.tracking.images,
         "synthesis.added": config.synthesis.added or 0,
+        "synthesis.start_epoch": config.synthesis.start_epoch,
     }
     for key, number in not_negative.items():
         if not 0 <= number < float("inf"):
@@ -266,7 +281,7 @@ def validate(config: Config) -> None:
             f"guidance.alpha: is {config.guidance.alpha} while synthesis.name is none, so nothing has provenance; "
             "choose a synthesis, or set guidance.alpha to 0"
         )
-    if config.train.checkpoint_activations and config.guidance.executor != "eager":
+    if config.train.checkpoint_activations and config.guidance.executor not in ("auto", "eager"):
         raise UserError(
             f"train.checkpoint_activations: is true while guidance.executor is {config.guidance.executor}; recomputing "
             "needs guidance.executor eager"

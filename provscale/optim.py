@@ -12,13 +12,20 @@ from provscale.config import OptimConfig
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], new_parameters: frozenset[str], config: OptimConfig
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    new_parameters: frozenset[str],
+    config: OptimConfig,
+    fused: bool | None = None,
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over two groups: pretrained layers, and new ones at `head_lr_multiplier` times the rate.
 
     Args:
         named_parameters: the network's, named as in `new_parameters`.
+        fused: one kernel updates all parameters, and can be told by the device to leave an update out (see
+            `Engine.update`); None: where there is a CUDA device.
     """
+    if fused is None:
+        fused = torch.cuda.is_available()
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
@@ -30,10 +37,13 @@ def build_optimizer(
         for multiplier, parameters in groups.items()
     ]
     if config.name == "adamw":
+        betas = (config.momentum, 0.999)
         return torch.optim.AdamW(
-            settings, lr=config.lr, weight_decay=config.weight_decay, betas=(config.momentum, 0.999)
+            settings, lr=config.lr, weight_decay=config.weight_decay, betas=betas, fused=fused or None
         )
-    return torch.optim.SGD(settings, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum)
+    return torch.optim.SGD(
+        settings, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, fused=fused or None
+    )
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from provscale.errors import UserError
@@ -76,9 +77,8 @@ def logits(network: nn.Module, sample: Sample) -> dict[str, Tensor]:
     return {"logits": result[0] if isinstance(result, tuple) else result}
 
 
-@OUTPUTS.register("input_gradient")
-def input_gradient(network: nn.Module, sample: Sample) -> dict[str, Tensor]:
-    """`input_gradient` [B, ...], of the first target's logit."""
+def gradient_of_scores(network: nn.Module, sample: Sample, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The gradient [B, ...] of `scores(logits).sum()` for the inputs, and the logits [B, K]."""
     inputs = sample.inputs.detach().requires_grad_()
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -86,8 +86,26 @@ def input_gradient(network: nn.Module, sample: Sample) -> dict[str, Tensor]:
     with torch.enable_grad(), torch.autocast(device, enabled=False):
         with twice_differentiable_attention():
             found, _ = run_network(network, inputs, dtype)
-        gradient = gradient_of(found.gather(1, sample.targets[:, :1]).sum(), inputs, create_graph=False)
+        return gradient_of(scores(found).sum(), inputs, create_graph=False), found
+
+
+@OUTPUTS.register("input_gradient")
+def input_gradient(network: nn.Module, sample: Sample) -> dict[str, Tensor]:
+    """`input_gradient` [B, ...], of the first target's logit."""
+    gradient, found = gradient_of_scores(network, sample, lambda logits: logits.gather(1, sample.targets[:, :1]))
     return {"input_gradient": gradient, "logits": found}
+
+
+@OUTPUTS.register("saliency")
+def saliency(network: nn.Module, sample: Sample) -> dict[str, Tensor]:
+    """`saliency` [B, 1, H, W]: sqrt(mean over channels of g^2), g the input gradient of the sample's cross-entropy with
+    its first target (PuzzleMix; Kim et al., ICML 2020)."""
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, sample.targets[:, 0], reduction="none")
+
+    gradient, found = gradient_of_scores(network, sample, cross_entropy)
+    return {"saliency": gradient.square().mean(dim=1, keepdim=True).sqrt(), "logits": found}
 
 
 @OUTPUTS.register("score_map")

@@ -109,14 +109,18 @@ class Sample:
         changed["annotations"] = {key: function(value) for key, value in self.annotations.items()}
         return replace(self, **changed)
 
+    def carried(self, function: Any) -> Sample:
+        """As `map`, without what only the host reads: `index` and `present` stay where they are."""
+        kept = {id(self.index), id(self.present)}
+        return self.map(lambda tensor: tensor if id(tensor) in kept else function(tensor))
+
     def to(self, device: torch.device | str) -> Sample:
         """All tensors but `index` and `present` on the device; the host does not wait for copies of pinned memory."""
-        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, index=self.index, present=self.present)
+        return self.carried(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Sample:
         """Called by the DataLoader when it pins memory."""
-        return replace(self.map(lambda tensor: tensor.pin_memory()), index=self.index, present=self.present)
+        return self.carried(lambda tensor: tensor.pin_memory())
 
     def __getitem__(self, rows: slice | Tensor) -> Sample:
         """The samples of the given rows: a slice, or an index tensor, which the host has to wait for unless it is on
@@ -124,8 +128,15 @@ class Sample:
         if isinstance(rows, slice):
             return self.map(lambda tensor: tensor[rows])
         devices = {self.inputs.device, self.index.device}
-        places = {device: rows.to(device, non_blocking=rows.device.type == "cpu") for device in devices}
+        places = {device: send(rows, device) if rows.device.type == "cpu" else rows.to(device) for device in devices}
         return self.map(lambda tensor: tensor[places[tensor.device]])
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A small tensor of the host on the device. The host does not wait: copies to CUDA leave from pinned memory."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def collate(items: Sequence[Item], indices: Sequence[int], bytes_too: bool = False, full_mask: bool = True) -> Sample:
@@ -135,7 +146,7 @@ def collate(items: Sequence[Item], indices: Sequence[int], bytes_too: bool = Fal
         items: transformed items; `inputs` are float tensors of one shape.
         indices: their positions in the data set.
         bytes_too: `inputs` may be uint8, for someone who makes floats of them later; all of one type.
-        full_mask: False makes a provenance mask that is 1 everywhere [B, 1, ...] with one element a sample.
+        full_mask: False makes a provenance mask that is 1 everywhere [B, 1, ...] with one element per sample.
 
     Raises:
         UserError: a mask that does not fit, inputs of different shapes or no float tensors, a NaN in the inputs, or

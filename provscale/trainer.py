@@ -19,15 +19,18 @@ from torch import Tensor
 
 from provscale.build import build_data, build_network, build_step, build_training_data
 from provscale.config import Config
+from provscale.data.host_batch import HostSample
 from provscale.data.loader import make_loader, worker_context
 from provscale.data.plan import BatchPlan, MicroBatch
-from provscale.data.transit import HostSample
 from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation.run import evaluate, sample_pictures
+from provscale.fast_kernels import choose_fast_ways
+from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.split_batch import refuse_batch_statistics
+from provscale.guidance.step import GRADIENT_NORMS
 from provscale.models import BuiltModel
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
@@ -39,8 +42,11 @@ from provscale.run.step_report import Readout, StepReport
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
-from provscale.synthesis import random_mask
-from provscale.tracking.terminal import ProgressBar
+from provscale.synthesis.ablation import ablated
+from provscale.synthesis.saliency import with_saliency
+
+GRADIENT_SAMPLES = 16
+"""Samples per process on which the lengths of gradients are measured."""
 
 
 class Trainer:
@@ -75,6 +81,7 @@ class Trainer:
         built = build_network(config, self.splits.num_classes)
         check_supported(built.network, self.engine.world_size)
         self.step = build_step(config, built, data)
+        choose_fast_ways(config, self.step, self.engine)
         self.prepare(built)
         self.checkpointer = Checkpointer(self.engine, config)
         self.stop_request = StopRequest()
@@ -113,15 +120,10 @@ class Trainer:
                 )
             if self.reference is not None and self.progress.step < self.total_steps:
                 self.check()
-            folder.open_logs(self.progress.step)
-            self.bar = ProgressBar(self.total_steps, self.progress.step, engine.is_main)
-            try:
-                self.last_end, self.waited = time.monotonic(), 0.0
-                self.clock = self.last_end - self.progress.seconds
-                trained = self.run_epochs()
-            finally:
-                self.bar.close()
-            self.finished = trained and self.finish()
+            folder.open_trackers(self.progress.step, self.total_steps)
+            self.last_end, self.waited = time.monotonic(), 0.0
+            self.clock = self.last_end - self.progress.seconds
+            self.finished = self.run_epochs() and self.finish()
         return self.progress
 
     def run_epochs(self) -> bool:
@@ -134,6 +136,8 @@ class Trainer:
             every = self.config.checkpoint.every_steps
             due = (self.progress.step % every == 0 if every else ends_epoch) or ends_training
             if evaluates or due or self.stopping:
+                # Averages of running averages are running averages of averages: once is enough.
+                self.engine.average_buffers()
                 # Nothing is evaluated or saved before every step up to it is known to be finite.
                 self.read_reports(unread=0)
                 self.log_reports()
@@ -178,6 +182,8 @@ class Trainer:
         for number, (micro, loaded) in enumerate(group):
             sample = self.synthesise(loaded.to(engine.device), micro, epoch)
             seed_everything(config.seed, "step", step, number * engine.world_size + engine.rank)
+            if number == 0 and self.looks_at_gradients(epoch):
+                self.log_gradients(sample, epoch)
             with engine.accumulate():
                 losses = engine.losses(sample, alpha)
                 engine.backward(losses["loss"])
@@ -185,17 +191,39 @@ class Trainer:
                     mean[name] = mean.get(name, 0.0) + value.detach().double() / len(group)
                 if micro.last:
                     mine = torch.stack([*mean.values(), torch.full_like(mean["loss"], self.stop_request.asked)])
-                    agreed = Readout(engine.mean(mine))
-                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, agreed, samples)
+                    agreed = engine.mean(mine)
+                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, Readout(agreed), samples)
                     self.reports.append(report)
                     self.read_reports(self.unread)
-                engine.update()
-        engine.average_buffers()
+                    # Read a step late; so the device itself leaves an update out that would spoil the weights.
+                    engine.update(skip=(~torch.isfinite(agreed[0])).float())
+                else:
+                    engine.update()
         self.progress.step = step + 1
         now = time.monotonic()
         report.seconds, report.waited = now - self.last_end, self.waited
         self.last_end, self.waited = now, 0.0
         self.log_reports()
+
+    def looks_at_gradients(self, epoch: int) -> bool:
+        """Whether this step is an epoch's first that may be guided."""
+        if not (self.config.tracking.gradients and self.config.guidance.alpha):
+            return False
+        steps = range(self.plan.steps_per_epoch)
+        mixing = (step for step in steps if not self.synthesis.pairs or self.mixes(epoch, step))
+        return self.progress.step % len(steps) == next(mixing, None)
+
+    def log_gradients(self, sample: Sample, epoch: int) -> None:
+        """Writes how long the gradients of L_cls and L_PG are: at a ratio of 0.01 guidance is asleep, at 10 it drowns
+        the task. Leaves no trace in training."""
+        with state_preserved(self.engine.network, self.engine.device):
+            norms = self.engine.predict(sample[:GRADIENT_SAMPLES], frozenset({GRADIENT_NORMS}))
+        names = list(norms)
+        values = self.engine.mean(torch.stack([norms[name] for name in names]))
+        row = dict(zip(names, values.tolist(), strict=True))
+        ratio = self.config.guidance.alpha * row["gradient_norm_guidance"] / max(row["gradient_norm_cls"], 1e-30)
+        where = {"kind": "gradients", "step": self.progress.step + 1, "epoch": epoch + 1}
+        self.folder.log("gradients", {**where, **row, "gradient_ratio": ratio})
 
     def read_reports(self, unread: int) -> None:
         """Reads what the newest steps came to, all but `unread` of them.
@@ -212,25 +240,25 @@ class Trainer:
         """Writes the rows of the steps that have been read."""
         while self.reports and self.reports[0].losses:
             report = self.reports.popleft()
-            row = report.row()
-            self.folder.log_step(row, last=report.step + 1 == self.total_steps)
-            self.bar.show(report.step + 1, row)
+            self.folder.log_step(report.row(), last=report.step + 1 == self.total_steps)
 
     def synthesise(self, sample: Sample, micro: MicroBatch, epoch: int) -> Sample:
         """Mixes or edits a loaded micro-batch; everything random is keyed by seed, epoch, step and index."""
-        config = self.config
-        local = sample[: micro.size]
-        key = (config.seed, epoch)
+        guidance, key = self.config.guidance, (self.config.seed, epoch)
+        partners = None
         if self.synthesis.pairs:
-            # One decision a global batch, as CutMix's own training: all processes take it alike.
-            mixes = numpy_generator(*key, "mixes", micro.step).uniform() < config.synthesis.probability
+            if not self.mixes(epoch, micro.step):
+                return sample[: micro.size]
+            sample = with_saliency(self.engine, self.synthesis, sample)
             partners = sample[torch.tensor(micro.partners)]
-            local = self.synthesis(local, partners, key) if mixes else local
-        else:
-            local = self.synthesis(local, None, key)
-        if config.guidance.mask == "random" and local.guided:
-            local = random_mask(local, key)
-        return local
+        local = self.synthesis(sample[: micro.size], partners, key)
+        return ablated(local, guidance.mask, guidance.dilation, key)
+
+    def mixes(self, epoch: int, step: int) -> bool:
+        """Whether a mixing synthesis mixes this batch: one decision per global batch, as in CutMix's own training."""
+        options = self.config.synthesis
+        drawn = numpy_generator(self.config.seed, epoch, "mixes", step).uniform()
+        return epoch >= options.start_epoch and drawn < options.probability
 
     def evaluate(self, epoch: int) -> None:
         """Computes the metrics that select, records the best epoch and its weights, saves pictures."""
@@ -246,11 +274,13 @@ class Trainer:
             progress.best_epoch, progress.best_step = epoch + 1, progress.step
             self.checkpointer.save_weights(BEST)
         row = {"kind": "validation", "split": splits.selected_on, "step": progress.step, "epoch": epoch + 1, **metrics}
-        self.folder.write(row, "validation")
+        self.folder.log("validation", row)
         peak = (
             "" if progress.best_value is None else f" (best {progress.best_value:.2f} in epoch {progress.best_epoch})"
         )
         self.engine.print(f"epoch {epoch + 1}: {best} {metrics[best]:.2f}{peak}, {time.monotonic() - started:.1f} s")
+        if remark := self.synthesis.remark():
+            self.engine.print(remark)
         if count := self.config.tracking.images:
             pictures = sample_pictures(self.engine, self.train_items, self.synthesis, splits, count)
             if pictures is not None:
@@ -272,8 +302,8 @@ class Trainer:
         epochs = {"last": -(-progress.step // self.plan.steps_per_epoch), "best": progress.best_epoch}
         for at, metrics in tested.items():
             row = {"kind": "test", "at": at, "step": progress.step, "epoch": epochs[at], **metrics}
-            self.folder.write(row, f"test_{at}")
-        self.folder.finish(progress, self.splits.selected_on, tested, self.total_parameters)
+            self.folder.log(f"test_{at}", row)
+        self.folder.finish(progress, self.splits, tested, self.total_parameters)
         return True
 
     def check(self) -> None:

@@ -122,7 +122,7 @@ def test_installed_wheel(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     weights = ["--weights", str(folder / "checkpoints" / "final.safetensors"), "--json"]
     metrics = run(str(target / "bin" / "provscale-evaluate"), "--cfg", str(folder / "config.yaml"), *weights).stdout
-    assert json.loads(metrics) == json.loads((folder / "summary.json").read_text())["final_metrics"]
+    assert json.loads(metrics) == json.loads((folder / "summary.json").read_text())["test"]["last"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
     tiny[tiny.index("--run.name=run")] = "--run.name=launched"
     config = str(target / "provscale" / "launch" / "single.yaml")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from rich.console import Console
 from rich.table import Table
 
 from provscale.command_line import parse
@@ -16,7 +17,6 @@ from provscale.data import build_splits
 from provscale.errors import UserError, reported
 from provscale.evaluation.mask_quality import MaskQuality, count_pixels, join, quality_of
 from provscale.synthesis import build_synthesis
-from provscale.tracking.terminal import console
 
 
 def measure(arguments: list[str]) -> tuple[int, MaskQuality]:
@@ -51,7 +51,7 @@ def show(arguments: list[str]) -> None:
     values = (quality.mean_iou, quality.unedited_precision, quality.unedited_recall, quality.edited_precision,
               quality.edited_recall)  # fmt: skip
     table.add_row(*(f"{100 * value:.1f} %" for value in values))
-    console.print(f"{number} edited images", table)
+    Console().print(f"{number} edited images", table)
 
 
 if __name__ == "__main__":

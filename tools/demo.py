@@ -86,8 +86,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
         arms = [(arm, [*common, *words]) for arm, words in task["arms"].items()]
         runs = train_all(name, arms, arguments.seeds, arguments.dir, arguments.jobs)
         report = arguments.dir / f"demo-{name}.html"
-        figures = {demo_curve.TITLE: demo_curve.draw(demo_curve.read())} if task.get("curve") else {}
-        write_report(report, [runs[arm][0] for arm in task["arms"]], figures)
+        curve = demo_curve.section(demo_curve.read()) if task.get("curve") else ""
+        write_report(report, [runs[arm][0] for arm in task["arms"]], curve)
         text = table(runs, task["metrics"], task.get("floor"))
         if arguments.doc is not None:
             update_document(arguments.doc, text, f"measured {name}")

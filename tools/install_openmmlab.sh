@@ -59,4 +59,4 @@ if [[ $(others) != "$before" ]]; then
 fi
 
 cd "$root"
-OMP_NUM_THREADS=1 "$python" -m provscale.data.skeletons.hrnet.installed
+OMP_NUM_THREADS=1 "$python" -m tools.try_openmmlab

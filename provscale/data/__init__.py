@@ -1,8 +1,8 @@
 """Data sets, and how their items become batches."""
 
-from provscale.data.images import embedded, folder  # registers the data sets
+from provscale.data.images import cub, embedded, folder  # registers the data sets
 from provscale.data.skeletons import planted_actions, ucf101
 from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.validation import build_splits
 
-__all__ = ["DATA_SETS", "DataSplits", "build_splits", "embedded", "folder", "planted_actions", "ucf101"]
+__all__ = ["DATA_SETS", "DataSplits", "build_splits", "cub", "embedded", "folder", "planted_actions", "ucf101"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from provscale.errors import UserError
+
 JPEG = b"\xff\xd8\xff"
+Decoded = TypeVar("Decoded", Tensor, np.ndarray)
 
 
 def decode_rgb(path: Path) -> Tensor:
@@ -41,3 +46,12 @@ def decode_plain(path: Path) -> np.ndarray:
     """The file's values as they are stored, [H, W] or [H, W, C]; for masks."""
     with Image.open(path) as image:
         return np.array(image)
+
+
+def read_image(path: Path, decode: Callable[[Path], Decoded]) -> Decoded:
+    """`decode(path)`. Raises UserError, with the decoder's reason, when that fails."""
+    try:
+        return decode(path)
+    except Exception as error:  # Pillow's decoders raise many types
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove this file") from None

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from provscale.data.host_batch import HostSample, host_batch
 from provscale.data.splits import ItemSource, Transform
 from provscale.data.transforms import ItemTransform
-from provscale.data.transit import HostSample, host_batch
 from provscale.errors import UserError
 from provscale.randomness import seeded
 from provscale.sample import Item

@@ -107,6 +107,12 @@ DATA_SETS: Registry[Callable[..., DataSplits]] = Registry("data.name")
 """Builders by name, called with the config's `data` section, the seed and their options (provscale/options.py)."""
 
 
+def item_id(source: ItemSource, index: int) -> str:
+    """What files about one item are called: by the source's method of this name, or else by the item's position."""
+    own: Callable[[int], str] | None = getattr(source, "item_id", None)
+    return f"{index:06d}" if own is None else own(index)
+
+
 class OnDemand:
     """An item source that is opened when it is first used, so that what is not used need not be there."""
 
@@ -129,6 +135,9 @@ class OnDemand:
 
     def label(self, index: int) -> int:
         return self.source.label(index)
+
+    def item_id(self, index: int) -> str:
+        return item_id(self.source, index)
 
 
 class Joined:
@@ -170,6 +179,9 @@ class Chosen:
 
     def label(self, index: int) -> int:
         return self.source.label(self.positions[index])
+
+    def item_id(self, index: int) -> str:
+        return item_id(self.source, self.positions[index])
 
 
 def training_source(splits: DataSplits, added: int | None, seed: int) -> ItemSource:

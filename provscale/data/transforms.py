@@ -9,7 +9,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from provscale.sample import Item
+from provscale.sample import Item, send
 
 
 class ItemTransform:
@@ -55,7 +55,7 @@ class ItemTransform:
         else:
             scaled = functional.to_dtype(images, torch.float32, scale=True).clone(memory_format=torch.contiguous_format)
         # In place: on a CPU a second batch of floats costs more, in fresh pages, than the arithmetic.
-        mean, std = (value.to(images.device, non_blocking=True) for value in (self.mean, self.std))
+        mean, std = (send(value, images.device) for value in (self.mean, self.std))
         return scaled.sub_(mean).div_(std)
 
     @staticmethod

@@ -47,14 +47,16 @@ class Engine:
 
     Attributes:
         name: written into checkpoints; one engine cannot read another's.
+        moves_parameters: they lie elsewhere in memory at every step.
     """
 
     name = "ddp"
+    moves_parameters = False
 
     def __init__(self, config: Config) -> None:
         handlers: list[Any] = [
             # The trainer averages buffers itself, on every engine alike.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ]
         if not torch.cuda.is_available() and "WORLD_SIZE" in os.environ:
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
@@ -64,7 +66,6 @@ class Engine:
             # A plugin, because the plain argument yields to an environment variable.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.train.accumulation),
             kwargs_handlers=handlers,
-            log_with=None if config.tracking.wandb == "disabled" else "wandb",
             **self.accelerator_arguments(),
         )
         self.config = config
@@ -122,12 +123,29 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def update(self) -> None:
-        """Clips if the config says so, steps and clears gradients; does nothing within an accumulation."""
+    def update(self, skip: Tensor | None = None) -> None:
+        """Clips if the config says so, steps and clears gradients; does nothing within an accumulation.
+
+        Args:
+            skip: FP32 scalar on the device; where it is 1, parameters and optimizer state stay as they are. The host
+                does not wait for it: fused optimizers look themselves, others ignore it.
+        """
+        self.leave_out(skip)
         if self.accelerator.sync_gradients and self.config.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.step.parameters(), self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def leave_out(self, skip: Tensor | None) -> None:
+        """Tells a fused optimizer about `skip`; the attribute is the one of PyTorch's GradScaler."""
+        optimizer = self.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        groups = optimizer.param_groups
+        # Offloaded ones are the host's, which would wait. (ZeRO-3 shows its optimizer parameters in `step` only.)
+        here = skip is not None and all(p.device == skip.device for group in groups for p in group["params"])
+        if here and groups[0].get("fused"):
+            optimizer.found_inf = skip
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:
         """The gradient, averaged over processes, that the optimizer would get for one parameter of the network."""
@@ -141,7 +159,8 @@ class Engine:
     # ---- agreement -----------------------------------------------------------------------------------------------
     def mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over processes."""
-        return self.accelerator.reduce(values, "mean")
+        # NCCL takes contiguous memory only; a convolution's weight gradient often is not.
+        return self.accelerator.reduce(values.contiguous(), "mean")
 
     def gather(self, value: Any) -> list[Any]:
         """A picklable object of every process, in rank order, on every process."""
@@ -161,9 +180,6 @@ class Engine:
         if problem:
             raise UserError(problem)
         return result
-
-    def barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
 
     def print(self, text: str) -> None:
         """A line on standard error, from the main process only."""
@@ -189,8 +205,11 @@ class Engine:
         return self.step.network
 
     def network_state(self) -> dict[str, Tensor]:
-        """The whole network's state on the CPU; all processes must call it."""
-        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        """The whole network's state on the CPU, contiguous as safetensors wants it; all processes must call it."""
+        return {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.network.state_dict().items()
+        }
 
     def load_network(self, state: dict[str, Tensor]) -> None:
         """Gives the network a whole state, the same on all processes, which must all call it. For evaluation: what the
@@ -215,6 +234,17 @@ class Engine:
         self.load_network(load_file(folder / "model.safetensors", device="cpu"))
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         self.optimizer.optimizer.load_state_dict(state)
+
+
+def refuse_recorded_steps(config: Config, name: str) -> None:
+    """Raises UserError for an executor that records the step, on an engine that moves parameters between steps."""
+    executor = config.guidance.executor
+    if executor.startswith("cuda_graph"):
+        raise UserError(
+            f"guidance.executor: is {executor}, which records where parameters lie in memory, but {name} moves them at "
+            "every step; use eager or compiled, or an engine that leaves them in place (launch/ddp.yaml, "
+            "launch/zero1.yaml, launch/zero2.yaml)"
+        )
 
 
 def check_supported(network: nn.Module, world_size: int) -> None:

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from provscale.config import Config
-from provscale.engine.base import Engine, environment_without
+from provscale.engine.base import Engine, environment_without, refuse_recorded_steps
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
@@ -38,6 +38,7 @@ class FSDP2Engine(Engine):
     """Fully sharded data parallel; a checkpoint can be resumed on another number of processes."""
 
     name = "fsdp2"
+    moves_parameters = True
 
     def __init__(self, config: Config) -> None:
         version = os.environ.get("FSDP_VERSION", "1")
@@ -46,6 +47,7 @@ class FSDP2Engine(Engine):
         for key in ("fsdp_offload_params", "fsdp_activation_checkpointing"):
             if os.environ.get(key.upper(), "false").lower() == "true":
                 raise UserError(f"launch config: {key} is true, which is not supported; remove it")
+        refuse_recorded_steps(config, "FSDP2")
         # Accelerate is to provide processes and devices only.
         with environment_without("ACCELERATE_USE_FSDP"):
             super().__init__(config)
@@ -54,7 +56,8 @@ class FSDP2Engine(Engine):
     # ---- training ------------------------------------------------------------------------------------------------
     def prepare(self, step: GuidedStep, optimizer: torch.optim.Optimizer) -> None:
         """Raises UserError for a parameter without dimensions, which cannot be sharded."""
-        step.to(self.device)
+        # Shards are cut from contiguous memory, and NCCL sends no other: channels last ends here.
+        step.to(self.device).to(memory_format=torch.contiguous_format)
         names = {id(parameter): name for name, parameter in step.named_parameters()}
         for name, parameter in step.named_parameters():
             if parameter.dim() == 0:
@@ -69,6 +72,8 @@ class FSDP2Engine(Engine):
         sharded = dict(step.named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
+            if isinstance(optimizer, torch.optim.SGD):
+                group["fused"] = False  # sharded tensors have none
         self.step = self.prepared = step
         self.optimizer = optimizer
 
@@ -89,7 +94,8 @@ class FSDP2Engine(Engine):
     def backward(self, loss: Tensor) -> None:
         (loss / self.config.train.accumulation).backward()
 
-    def update(self) -> None:
+    def update(self, skip: Tensor | None = None) -> None:
+        self.leave_out(skip)
         self.micro_batches += 1
         if self.micro_batches % self.config.train.accumulation:
             return
@@ -111,7 +117,7 @@ class FSDP2Engine(Engine):
         state = {}
         for name, value in self.network.state_dict().items():
             whole = value.full_tensor() if isinstance(value, DTensor) else value
-            state[name] = whole.detach().cpu().clone()
+            state[name] = whole.detach().cpu().clone(memory_format=torch.contiguous_format)
         return state
 
     def load_network(self, state: dict[str, Tensor]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from provscale.config import Config
 from provscale.engine.base import Engine, environment_without
 from provscale.errors import UserError
+
+DRIVER = Path("/dev/nvidiactl")
 
 
 def build_engine(config: Config) -> Engine:
@@ -18,6 +21,7 @@ def build_engine(config: Config) -> Engine:
         UserError: the launch config contradicts `config`, or asks for what is not supported.
     """
     check_launch(config)
+    check_device()
     if not torch.cuda.is_available():
         # Accelerate and DeepSpeed would otherwise look for a device themselves when they start.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
@@ -48,6 +52,31 @@ def build_evaluation_engine(config: Config) -> Engine:
     check_launch(config)
     with environment_without("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
         return build_engine(config)
+
+
+def check_device() -> None:
+    """Raises UserError where training would run on the CPU though nobody asked for that.
+
+    Somebody asked for GPUs who starts several processes, or whom SLURM gave some; so it seems where NVIDIA's driver is.
+    To ask for a CPU is to hide the GPUs: CUDA_VISIBLE_DEVICES empty or -1, as launch/cpu has it.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = visible is not None and visible.strip().partition(",")[0] in ("", "-1")
+    if torch.cuda.is_available() or hidden or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu":
+        return
+    granted = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_JOB_GPUS") or "0"
+    reasons = {
+        f"SLURM granted GPUs ({granted})": granted != "0",
+        f"{os.environ.get('WORLD_SIZE')} processes were started": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        f"NVIDIA's driver is installed ({DRIVER})": DRIVER.exists(),
+    }
+    reason = next((text for text, true in reasons.items() if true), None)
+    if reason is not None:
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
+        raise UserError(
+            f"launch config: {reason}, but PyTorch finds no usable GPU; this PyTorch is built for {built}: install a "
+            "driver or a PyTorch that fit each other (see nvidia-smi), or choose a config of launch/cpu"
+        )
 
 
 def launched_with(name: str) -> bool:

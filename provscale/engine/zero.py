@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from provscale.config import Config
-from provscale.engine.base import Engine, environment_without
+from provscale.engine.base import Engine, environment_without, refuse_recorded_steps
 from provscale.engine.zero_settings import FILE_VARIABLE, LAUNCH_VARIABLES, deepspeed_settings
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
@@ -68,6 +68,9 @@ class DeepSpeedEngine(Engine):
         self.settings = deepspeed_settings(config, int(os.environ.get("WORLD_SIZE", "1")))
         self.stage: int = self.settings["zero_optimization"]["stage"]
         self.name = f"zero{self.stage}"
+        self.moves_parameters = self.stage == 3
+        if self.moves_parameters:
+            refuse_recorded_steps(config, "ZeRO-3")
         # Settled above; Accelerate would read the same once more, and refuse, or override, the settings made here.
         with environment_without(FILE_VARIABLE, "ACCELERATE_CONFIG_DS_FIELDS", *LAUNCH_VARIABLES.values()):
             super().__init__(config)
@@ -84,7 +87,8 @@ class DeepSpeedEngine(Engine):
                 f"optim.name: {type(optimizer).__name__} cannot be used with ZeRO, which updates flat pieces of "
                 f"parameters; allowed are {', '.join(kind.__name__ for kind in OPTIMIZERS)}, or use launch/ddp.yaml"
             )
-        self.step = step
+        # DeepSpeed broadcasts and flattens the weights as bytes: channels last ends here.
+        self.step = step.to(memory_format=torch.contiguous_format)
         self.tuple_step = TupleStep(step)
         if self.stage == 3:
             set_z3_leaf_modules(self.tuple_step, [TupleStep])
@@ -108,7 +112,8 @@ class DeepSpeedEngine(Engine):
         # Not accelerator.backward, which would step the optimizer too.
         self.prepared.backward(loss)
 
-    def update(self) -> None:
+    def update(self, skip: Tensor | None = None) -> None:
+        self.leave_out(skip)
         self.prepared.step()
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:

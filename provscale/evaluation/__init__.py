@@ -12,6 +12,8 @@ from provscale.evaluation import (  # noqa: F401  (they register)
     gradient_energy,
     group_accuracy,
     maxboxacc,
+    pxap,
+    sat_localization,
     video_ap_evaluator,
 )
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone

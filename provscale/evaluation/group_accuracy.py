@@ -82,7 +82,7 @@ class GroupAccuracy(Evaluator):
         if logits.shape != (len(sample), self.num_classes):
             raise UserError(
                 f"group_accuracy: logits have shape {tuple(logits.shape)}; expected {(len(sample), self.num_classes)}, "
-                "one row a sample and one column a class of the data set"
+                "one row per sample and one column per class of the data set"
             )
         if bool(torch.isnan(logits).any()):
             raise UserError("group_accuracy: the logits contain NaN; the network diverged, use an earlier checkpoint")
@@ -109,7 +109,7 @@ class GroupAccuracy(Evaluator):
         if groups.shape != (len(sample),) or groups.is_floating_point():
             raise UserError(
                 f"group_accuracy: annotation 'group' is {groups.dtype} of shape {tuple(groups.shape)}; "
-                f"allowed are integers of shape ({len(sample)},), one a sample"
+                f"allowed are integers of shape ({len(sample)},), one per sample"
             )
         groups = groups.long()
         wrong = (groups < 0) | (groups >= len(self.group_names)) if self.group_names else groups < 0

@@ -1,8 +1,10 @@
-"""MaxBoxAccV2: how well boxes drawn around a class activation map match the ground-truth boxes.
+"""MaxBoxAccV2, and MaxBoxAcc: how well boxes drawn around a class activation map match the ground-truth boxes.
 
 Convention of Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020) and their
-public code wsolevaluation with all contours and IoU 0.3, 0.5, 0.7. Boxes are x0, y0, x1, y1 in pixels, integers,
-both ends inclusive.
+public code wsolevaluation. V2: all contours; IoU 0.3, 0.5 and 0.7, each at its own best score threshold; their mean.
+MaxBoxAcc (V1): the contour of the largest area; IoU 0.5 at its best threshold. It is also called GT-known localisation;
+an image whose class is right besides, or among the five first, counts for top-1 or top-5 localisation. Boxes are
+x0, y0, x1, y1 in pixels, integers, both ends inclusive.
 
 Shapes: H x W image, h x w score map, T = 1000 score thresholds, D = 3 IoU thresholds, B samples, N boxes an image.
 """
@@ -92,20 +94,24 @@ def box_iou_inclusive(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> ND
 
 
 def contour_boxes(heatmap: NDArray[np.uint8], level: int) -> list[tuple[int, int, int, int]]:
-    """Bounding boxes of all outer and inner contours of `heatmap > level`, one at least.
+    """Bounding boxes of all outer and inner contours of `heatmap > level`, one at least; that of the largest contour
+    (by `cv2.contourArea`, the first of equal ones) comes first.
 
     As in the convention the right and lower ends are x + width and y + height, one past the contour, clipped to the
     last pixel; without any contour the box is 0, 0, 0, 0.
     """
     height, width = heatmap.shape
     binary = cv2.threshold(heatmap, level, 255, cv2.THRESH_BINARY)[1]
-    contours = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+    contours = list(cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0])
+    if len(contours) > 1:
+        areas = [cv2.contourArea(contour) for contour in contours]
+        contours.insert(0, contours.pop(int(np.argmax(areas))))
     rectangles = [cv2.boundingRect(contour) for contour in contours]
     return [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in rectangles] or [(0, 0, 0, 0)]
 
 
-def best_ious(scoremap: NDArray[np.floating], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The best IoU of one image at every score threshold.
+def ious_at_thresholds(scoremap: NDArray[np.floating], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The IoU of one image at every score threshold: of its best contour, and of its largest one.
 
     The map is quantised to 256 levels, so most of the 1000 thresholds binarise it alike: each distinct binarisation
     is computed once, which changes no number.
@@ -115,7 +121,7 @@ def best_ious(scoremap: NDArray[np.floating], boxes: NDArray[np.int64]) -> NDArr
         boxes: [N, 4] int64 ground truth.
 
     Returns:
-        [T] float64 in [0, 1], the maximum over predicted x ground-truth boxes.
+        [2, T] float64 in [0, 1], each the maximum over ground-truth boxes.
     """
     heatmap = (normalize_scoremap(scoremap) * 255).astype(np.uint8)
     levels = (SCORE_THRESHOLDS * heatmap.max()).astype(np.int64)
@@ -125,7 +131,8 @@ def best_ious(scoremap: NDArray[np.floating], boxes: NDArray[np.int64]) -> NDArr
     predicted = [contour_boxes(heatmap, int(present[kind - 1])) for kind in kinds]
     starts = np.cumsum([0] + [len(found) for found in predicted[:-1]])
     flat = np.array([box for found in predicted for box in found], dtype=np.int64)
-    return np.maximum.reduceat(box_iou_inclusive(flat, boxes).max(axis=1), starts)[kind_of_threshold]
+    ious = box_iou_inclusive(flat, boxes).max(axis=1)
+    return np.stack([np.maximum.reduceat(ious, starts), ious[starts]])[:, kind_of_threshold]
 
 
 @dataclass
@@ -139,13 +146,18 @@ class BoxCounts:
 
     Attributes:
         correct: [D, T] int64, images whose best IoU reaches `IOU_PERCENTS[d]` at `SCORE_THRESHOLDS[t]`.
+        largest: [3, T] int64, images whose largest contour reaches IoU 0.5: all, those whose class is the first, those
+            whose class is among the five first.
         images: how many images were accumulated.
+        ranked: of how many of them the class's rank is known.
     """
 
     correct: NDArray[np.int64] = field(
         default_factory=lambda: np.zeros((len(IOU_PERCENTS), len(SCORE_THRESHOLDS)), dtype=np.int64)
     )
+    largest: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, len(SCORE_THRESHOLDS)), dtype=np.int64))
     images: int = 0
+    ranked: int = 0
 
     def accumulate(
         self,
@@ -153,6 +165,7 @@ class BoxCounts:
         boxes: ArrayLike,
         image_size: tuple[int, int] | None = None,
         name: str = "box",
+        rank: int | None = None,
     ) -> None:
         """Adds one image.
 
@@ -161,6 +174,7 @@ class BoxCounts:
             boxes: [4] or [N, 4] x0 y0 x1 y1 in pixels of the image, rows of NaN are padding.
             image_size: (H, W), the size to resize the map to; None = it has that size.
             name: what an error message calls this image.
+            rank: how many classes have a larger logit than the image's own, or None.
 
         Raises:
             UserError: a map that is not 2-D or is empty, or boxes that `truncate_boxes` refuses.
@@ -168,20 +182,31 @@ class BoxCounts:
         if scoremap.ndim != 2 or scoremap.size == 0:
             raise UserError(f"{name}: the score map has shape {scoremap.shape}; allowed is [height, width], not empty")
         resized = scoremap if image_size is None else resize_scoremap(scoremap, image_size)
-        ious = best_ious(resized, truncate_boxes(boxes, (resized.shape[0], resized.shape[1]), name))
+        best, largest = ious_at_thresholds(resized, truncate_boxes(boxes, (resized.shape[0], resized.shape[1]), name))
         for row, percent in enumerate(IOU_PERCENTS):
-            self.correct[row] += ious >= percent / 100
+            self.correct[row] += best >= percent / 100
         self.images += 1
+        self.ranked += rank is not None
+        for row, below in enumerate((None, 1, 5)):
+            if below is None or (rank is not None and rank < below):
+                self.largest[row] += largest >= 0.5
 
     @staticmethod
     def total(parts: Sequence[BoxCounts]) -> BoxCounts:
         """The counts of all images of all `parts`."""
         return BoxCounts(
-            np.sum([part.correct for part in parts], axis=0, dtype=np.int64), sum(part.images for part in parts)
+            np.sum([part.correct for part in parts], axis=0, dtype=np.int64),
+            np.sum([part.largest for part in parts], axis=0, dtype=np.int64),
+            sum(part.images for part in parts),
+            sum(part.ranked for part in parts),
         )
 
     def scores(self) -> dict[str, float]:
-        """`maxboxacc`, `maxboxacc/iou<p>` in percent, and `maxboxacc/threshold<p>`, the lowest best score threshold.
+        """All metrics, percentages 0 to 100; thresholds are the lowest of the best ones.
+
+        `maxboxacc`: MaxBoxAccV2. `maxboxacc/iou<p>` and `maxboxacc/threshold<p>`: what it is the mean of.
+        `maxboxacc_v1`: MaxBoxAcc, or GT-known localisation. `maxboxacc_v1/top1`, `maxboxacc_v1/top5`: top-1 and top-5
+        localisation at the same threshold, `maxboxacc_v1/threshold`; left out where some image's rank is unknown.
 
         Raises:
             UserError: no image was accumulated.
@@ -194,15 +219,53 @@ class BoxCounts:
             metrics[f"maxboxacc/iou{percent}"] = float(accuracy[row].max())
         for row, percent in enumerate(IOU_PERCENTS):
             metrics[f"maxboxacc/threshold{percent}"] = float(SCORE_THRESHOLDS[accuracy[row].argmax()])
-        return metrics
+        first = self.largest[0].argmax()
+        known, top1, top5 = (self.largest[:, first] * 100.0 / self.images).tolist()
+        metrics["maxboxacc_v1"] = known
+        if self.ranked == self.images:
+            metrics |= {"maxboxacc_v1/top1": top1, "maxboxacc_v1/top5": top5}
+        return metrics | {"maxboxacc_v1/threshold": float(SCORE_THRESHOLDS[first])}
+
+
+def localized_batch(
+    name: str, sample: Sample, outputs: dict[str, Tensor]
+) -> tuple[NDArray[np.float64], NDArray[np.floating], list[int | None]]:
+    """What an evaluator of boxes reads of one batch: score maps [B, h, w], boxes [B, 4] or [B, N, 4] and ranks.
+
+    The rank of an image is the number of classes with a larger logit than its own; None without logits.
+
+    Raises:
+        UserError: no `score_map` output, no `box` annotation, or not one of each for every sample; names the evaluator.
+    """
+    if "score_map" not in outputs:
+        raise UserError(f"{EVALUATORS.key}: {name} needs a network that gives 'score_map'; choose one or remove it")
+    if "box" not in sample.annotations:
+        found = ", ".join(sorted(sample.annotations)) or "none"
+        raise UserError(
+            f"{EVALUATORS.key}: {name} needs the annotation 'box' and the data set gives: {found}; "
+            f"choose a data set with boxes or remove {name}"
+        )
+    maps = outputs["score_map"].detach().cpu().double().numpy()
+    boxes = sample.annotations["box"].detach().cpu().numpy()
+    if not len(maps) == len(boxes) == len(sample):
+        raise UserError(
+            f"{name}: {len(maps)} score maps and {len(boxes)} box annotations for a batch of {len(sample)}; "
+            "the network must give score_map [B, h, w] and the data set box [B, 4] or [B, N, 4]"
+        )
+    if "logits" not in outputs:
+        return maps, boxes, [None] * len(sample)
+    logits = outputs["logits"].detach().cpu()
+    own = logits.gather(1, sample.targets[:, :1].cpu())
+    return maps, boxes, (logits > own).sum(dim=1).tolist()
 
 
 @EVALUATORS.register("maxboxacc")
 class MaxBoxAcc(Evaluator):
-    """MaxBoxAccV2 of the true class's activation map, resized to the network's input size.
+    """MaxBoxAccV2 and V1 of the true class's activation map, resized to the network's input size.
 
-    Reads `outputs["score_map"]` [B, h, w] and `sample.annotations["box"]`, float [B, 4] or [B, N, 4] (rows of NaN are
-    padding), x0 y0 x1 y1 in pixels of `sample.inputs` [B, C, H, W].
+    Reads `outputs["score_map"]` [B, h, w], `outputs["logits"]` [B, K] if there are any, and
+    `sample.annotations["box"]`, float [B, 4] or [B, N, 4] (rows of NaN are padding), x0 y0 x1 y1 in pixels of
+    `sample.inputs` [B, C, H, W].
     """
 
     requires = frozenset({"score_map"})
@@ -215,28 +278,12 @@ class MaxBoxAcc(Evaluator):
         """Adds one batch.
 
         Raises:
-            UserError: no `score_map` output, no `box` annotation, or boxes or maps of a wrong shape or value.
+            UserError: see `localized_batch`; or boxes or maps of a wrong shape or value.
         """
-        if "score_map" not in outputs:
-            raise UserError(
-                f"{EVALUATORS.key}: maxboxacc needs a network that gives 'score_map'; choose one or remove it"
-            )
-        if "box" not in sample.annotations:
-            found = ", ".join(sorted(sample.annotations)) or "none"
-            raise UserError(
-                f"{EVALUATORS.key}: maxboxacc needs the annotation 'box' and the data set gives: {found}; "
-                "choose a data set with boxes or remove maxboxacc"
-            )
-        maps = outputs["score_map"].detach().cpu().double().numpy()
-        boxes = sample.annotations["box"].detach().cpu().numpy()
-        if not len(maps) == len(boxes) == len(sample):
-            raise UserError(
-                f"maxboxacc: {len(maps)} score maps and {len(boxes)} box annotations for a batch of {len(sample)}; "
-                "the network must give score_map [B, h, w] and the data set box [B, 4] or [B, N, 4]"
-            )
+        maps, boxes, ranks = localized_batch("maxboxacc", sample, outputs)
         height, width = (int(side) for side in sample.inputs.shape[-2:])
-        for scoremap, rows, index in zip(maps, boxes, sample.index.tolist(), strict=True):
-            self.counts.accumulate(scoremap, rows, (height, width), name=f"sample {index}")
+        for scoremap, rows, index, rank in zip(maps, boxes, sample.index.tolist(), ranks, strict=True):
+            self.counts.accumulate(scoremap, rows, (height, width), name=f"sample {index}", rank=rank)
 
     def compute(self, gather: Gather = alone) -> dict[str, float]:
         """See `BoxCounts.scores`."""

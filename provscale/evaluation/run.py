@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from provscale.config import Config
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.plan import evaluation_batches
 from provscale.data.splits import DataSplits, Split
 from provscale.errors import UserError
-from provscale.evaluation import build_evaluators
+from provscale.evaluation import Evaluator, build_evaluators
 from provscale.run.pictures import Pictures, to_pictures
+from provscale.sample import Sample
 from provscale.synthesis import Synthesis
+from provscale.synthesis.saliency import with_saliency
 
 if TYPE_CHECKING:
     from provscale.engine import Engine
 
 
-def evaluate(engine: Engine, splits: DataSplits, split: Split, config: Config) -> dict[str, float]:
+def evaluate(
+    engine: Engine,
+    splits: DataSplits,
+    split: Split,
+    config: Config,
+    also: Sequence[Evaluator] = (),
+    predict: Callable[[Sample], dict[str, Tensor]] | None = None,
+) -> dict[str, float]:
     """All of `splits.metrics` over one split; every sample counts once whatever the number of processes.
 
     All processes must call it; they return the same numbers.
+
+    Args:
+        also: evaluators beside those of the metrics.
+        predict: gives all outputs that the evaluators require; None = the engine's network.
 
     Raises:
         UserError: there is no such split, it is empty, or an evaluator lacks something in it.
@@ -28,23 +44,25 @@ def evaluate(engine: Engine, splits: DataSplits, split: Split, config: Config) -
     source, seed, workers = splits.evaluated(split), config.seed, config.data.workers
     if not len(source):
         raise UserError(f"data: the {split} split is empty; check data.root and its files")
-    evaluators = build_evaluators(splits.metrics, splits.num_classes, splits.group_names)
+    evaluators = [*build_evaluators(splits.metrics, splits.num_classes, splits.group_names), *also]
     outputs = frozenset[str]().union(*(evaluator.requires for evaluator in evaluators))
     items = LoadedItems(source, Synthesis().prepare, splits.evaluation_transform, splits.num_classes, seed)
     batches = evaluation_batches(len(items), config.evaluation.batch_size, engine.rank, engine.world_size)
     keys = [[(0, index) for index in indices] for indices, _ in batches]
     for evaluator in evaluators:
         evaluator.begin(source)
-    engine.prepared.eval()
+    if predict is None:
+        engine.prepared.eval()
     loader = make_loader(items, keys, workers, engine.device.type == "cuda")
     for (_, counting), loaded in zip(batches, loader, strict=True):
         sample = loaded.to(engine.device)
-        predictions = engine.predict(sample, outputs)
+        predictions = engine.predict(sample, outputs) if predict is None else predict(sample)
         if counting:
             counted = {name: value[:counting] for name, value in predictions.items()}
             for evaluator in evaluators:
                 evaluator.accumulate(sample[:counting], counted)
-    engine.prepared.train()
+    if predict is None:
+        engine.prepared.train()
     metrics: dict[str, float] = {}
     for evaluator in evaluators:
         metrics.update(evaluator.compute(engine.gather))
@@ -67,7 +85,8 @@ def sample_pictures(
     indices = list(range(first, first + count))
     plain = LoadedItems(items.source, synthesis.prepare, splits.evaluation_transform, items.num_classes, items.seed)
     (loaded,) = make_loader(plain, [[(0, index) for index in indices]], 0, False)
-    sample = synthesis(loaded.to(engine.device), None, (items.seed, "pictures"))
+    real = with_saliency(engine, synthesis, loaded.to(engine.device))
+    sample = synthesis(real, None, (items.seed, "pictures"))
     engine.prepared.eval()
     gradient = engine.predict(sample, frozenset({"input_gradient"}))["input_gradient"]
     engine.prepared.train()

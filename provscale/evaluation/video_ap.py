@@ -22,7 +22,7 @@ RANGE = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TubeConventions:
     """What evaluations of action tubes disagree about.
 
     Attributes:
@@ -44,28 +44,28 @@ class Protocol:
     envelope: bool
 
 
-ACT = Protocol(15, None, 0.3, nms_drops_equal=False, remaining_only=True, envelope=False)
+ACT = TubeConventions(15, None, 0.3, nms_drops_equal=False, remaining_only=True, envelope=False)
 
-CHERON = Protocol(22, 40, 0.2, nms_drops_equal=True, remaining_only=False, envelope=True)
+CHERON = TubeConventions(22, 40, 0.2, nms_drops_equal=True, remaining_only=False, envelope=True)
 """G. Cheron et al., "A flexible model for training action localization with varying levels of supervision", NeurIPS
 2018, as in the evaluation of its public code. That code also cuts tubes in time, where the smoothed class score
 falls below a threshold tuned per class on validation videos: a part of the detector, not done here."""
 
 
-def build_tubes(detections: FrameDetections, protocol: Protocol = ACT, min_iou: float = 0.5) -> list[Tube]:
+def build_tubes(detections: FrameDetections, conventions: TubeConventions = ACT, min_iou: float = 0.5) -> list[Tube]:
     """Links boxes of consecutive frames with an IoU of at least `min_iou`; one tube for each track and class.
 
     Boxes carry the scores of all classes, so linking does not depend on the class, and the tubes of one track share
-    their `boxes`. A tube's score is the mean over its frames (see `Protocol`).
+    their `boxes`. A tube's score is the mean over its frames (see `TubeConventions`).
     """
     tubes = []
     for track in link_boxes(detections.frames, detections.boxes, min_iou):
-        if len(track) < protocol.min_length:
+        if len(track) < conventions.min_length:
             continue
         first, boxes = int(detections.frames[track[0]]), detections.boxes[track]
         scores = detections.scores[track].astype(np.float64)
-        if protocol.top_frames is not None:
-            scores = np.sort(scores, axis=0)[-protocol.top_frames :]
+        if conventions.top_frames is not None:
+            scores = np.sort(scores, axis=0)[-conventions.top_frames :]
         means = scores.mean(axis=0).tolist()
         tubes += [Tube(detections.video, label, first, boxes, score) for label, score in enumerate(means)]
     return tubes
@@ -97,7 +97,7 @@ def tube_iou(first: Sequence[Tube], second: Sequence[Tube]) -> np.ndarray:
     return ious
 
 
-def suppress(ious: np.ndarray, scores: np.ndarray, protocol: Protocol = ACT) -> np.ndarray:
+def suppress(ious: np.ndarray, scores: np.ndarray, conventions: TubeConventions = ACT) -> np.ndarray:
     """Non-maximum suppression of n tubes.
 
     Args:
@@ -113,7 +113,7 @@ def suppress(ious: np.ndarray, scores: np.ndarray, protocol: Protocol = ACT) -> 
         best, waiting = waiting[0], waiting[1:]
         kept.append(best)
         overlaps = ious[best, waiting]
-        dropped = overlaps >= protocol.nms_iou if protocol.nms_drops_equal else overlaps > protocol.nms_iou
+        dropped = overlaps >= conventions.nms_iou if conventions.nms_drops_equal else overlaps > conventions.nms_iou
         waiting = waiting[~dropped]
     return np.array(kept, dtype=np.int64)
 
@@ -124,7 +124,7 @@ def match(ious: np.ndarray, threshold: float, remaining_only: bool = True) -> np
     Args:
         ious: [n, G], detections by descending score.
         threshold: smallest IoU of a positive.
-        remaining_only: see `Protocol`.
+        remaining_only: see `TubeConventions`.
 
     Returns:
         bool [n].
@@ -146,7 +146,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, num_truth: int, 
         scores: [n]; equal scores keep their order.
         positive: bool [n].
         num_truth: number of ground-truth tubes or boxes.
-        envelope: see `Protocol`.
+        envelope: see `TubeConventions`.
     """
     if not num_truth:
         return float("nan")
@@ -163,7 +163,7 @@ def tube_average_precision(
     detections: Iterable[Tube],
     truth: GroundTruth,
     thresholds: Sequence[float] = (0.2, *RANGE),
-    protocol: Protocol = ACT,
+    conventions: TubeConventions = ACT,
     num_classes: int = len(UCF101_24_CLASSES),
 ) -> np.ndarray:
     """Average precision of tubes, per threshold and class, over `truth.test_videos`.
@@ -172,7 +172,7 @@ def tube_average_precision(
         detections: scored tubes, several of one class in a video allowed; suppressed here.
         truth: only its tubes of the test videos count.
         thresholds: R spatio-temporal IoUs.
-        protocol: `ACT` or `CHERON`.
+        conventions: `ACT` or `CHERON`.
         num_classes: K.
 
     Returns:
@@ -203,22 +203,22 @@ def tube_average_precision(
         totals += np.bincount(labels, minlength=num_classes)
         for label, pairs in members.items():
             rows, values = np.array([row for row, _ in pairs]), np.array([score for _, score in pairs])
-            kept = suppress(among[np.ix_(rows, rows)], values, protocol)
+            kept = suppress(among[np.ix_(rows, rows)], values, conventions)
             ious = with_truth[rows[kept]][:, labels == label]
             scores[label].append(values[kept])
-            positives[label].append(np.stack([match(ious, value, protocol.remaining_only) for value in thresholds]))
+            positives[label].append(np.stack([match(ious, value, conventions.remaining_only) for value in thresholds]))
     result = np.zeros((len(thresholds), num_classes))
     for label in range(num_classes):
         values = np.concatenate([np.zeros(0), *scores[label]])
         flags = np.concatenate([np.zeros((len(thresholds), 0), dtype=bool), *positives[label]], axis=1)
         for row in range(len(thresholds)):
-            result[row, label] = average_precision(values, flags[row], int(totals[label]), protocol.envelope)
+            result[row, label] = average_precision(values, flags[row], int(totals[label]), conventions.envelope)
     return result
 
 
-def video_ap(detections: Iterable[Tube], truth: GroundTruth, protocol: Protocol = ACT) -> dict[str, float]:
+def video_ap(detections: Iterable[Tube], truth: GroundTruth, conventions: TubeConventions = ACT) -> dict[str, float]:
     """Video AP in percent, mean over the classes with ground truth: `video_ap@0.2`, `@0.5`, `@0.75`, `@0.5:0.95`."""
-    means = 100 * np.nanmean(tube_average_precision(detections, truth, (0.2, *RANGE), protocol), axis=1)
+    means = 100 * np.nanmean(tube_average_precision(detections, truth, (0.2, *RANGE), conventions), axis=1)
     single = {f"video_ap@{value:g}": float(means[1 + RANGE.index(value)]) for value in (0.5, 0.75)}
     return {"video_ap@0.2": float(means[0]), **single, "video_ap@0.5:0.95": float(means[1:].mean())}
 

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from provscale.data.skeletons.items import SkeletonViews
-from provscale.data.skeletons.tracks import FrameDetections, skeleton_boxes
+from provscale.data.skeletons.person_tracks import PersonTracks, read_person_tracks
+from provscale.data.skeletons.tracks import FrameDetections, box_iou, skeleton_boxes
 from provscale.data.splits import ItemSource
 from provscale.errors import UserError
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
@@ -95,4 +96,24 @@ def video_detections(views: SkeletonViews, scores: dict[int, np.ndarray]) -> Ite
             rows.append(box_of[view.persons[slots, columns], view.frames[columns]])
             values.append(scores[index][slots, columns])
         order = np.concatenate(rows)
-        yield FrameDetections(video, found.frames[order], found.boxes[order], np.concatenate(values))
+        detections = FrameDetections(video, found.frames[order], found.boxes[order], np.concatenate(values))
+        yield detections if views.tracks is None else on_tracks(detections, read_person_tracks(views.tracks, video))
+
+
+def on_tracks(detections: FrameDetections, tracks: PersonTracks, min_iou: float = 0.1) -> FrameDetections:
+    """The boxes of tracks, each with the scores of the skeleton in the same frame that overlaps it most.
+
+    Args:
+        min_iou: a box that no skeleton overlaps so far is left out: nothing is known of what is done in it.
+    """
+    rows, places = [], []
+    for frame in np.unique(tracks.frames):
+        boxes, skeletons = np.flatnonzero(tracks.frames == frame), np.flatnonzero(detections.frames == frame)
+        if len(skeletons):
+            ious = box_iou(tracks.boxes[boxes, None], detections.boxes[skeletons][None])
+            good = ious.max(axis=1) >= min_iou
+            places.append(boxes[good])
+            rows.append(skeletons[ious.argmax(axis=1)[good]])
+    chosen = np.concatenate([*places, np.zeros(0, dtype=np.int64)])
+    scores = detections.scores[np.concatenate([*rows, np.zeros(0, dtype=np.int64)])]
+    return FrameDetections(detections.video, tracks.frames[chosen], tracks.boxes[chosen], scores)

@@ -22,8 +22,12 @@ class GuidanceOptions:
         score: the score whose input gradient is guided: logit (the paper), or another of `SCORES`.
         measure: how the gradient outside a target's own elements is measured: energy (the paper), or another of
             `MEASURES`.
-        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers.
-        mask: provenance (the method), random (ablation: the mask moved to a random place) or none (ablation).
+        executor: how the step runs: eager, compiled, cuda_graph or cuda_graph_compiled; the same numbers. auto is
+            cuda_graph in training on a GPU, if it can be (not with split_batch, recomputed activations, ZeRO-3 or
+            FSDP2), else eager.
+        mask: provenance (the method), or an ablation: random (the mask moved to a random place), independent (a new
+            one of the same area) or none.
+        dilation: ablation: percent of its area by which the region M = 1 grows; below 0 it shrinks. 0 = as it is.
         reduction: sum or mean of the measure over one sample's elements.
         every: guide every k-th optimizer step only, with k times alpha.
         sampled_term: soft labels: none computes both terms; sample or batch draws one (for each sample, or one for the
@@ -38,8 +42,9 @@ class GuidanceOptions:
     alpha: float = 0.0
     score: str = "logit"
     measure: str = "energy"
-    executor: str = "eager"
-    mask: Literal["provenance", "random", "none"] = "provenance"
+    executor: str = "auto"
+    mask: Literal["provenance", "random", "independent", "none"] = "provenance"
+    dilation: float = 0.0
     reduction: Literal["sum", "mean"] = "sum"
     every: int = 1
     sampled_term: Literal["none", "sample", "batch"] = "none"
@@ -54,6 +59,8 @@ class GuidanceOptions:
                 raise UserError(f"guidance.{name}: is '{value}', must be one of: {', '.join(allowed)}{hint}")
         if not 0 <= self.alpha < float("inf"):
             raise UserError(f"guidance.alpha: is {self.alpha}, must be 0 or more and finite")
+        if not -100 < self.dilation < float("inf"):
+            raise UserError(f"guidance.dilation: is {self.dilation}, must be above -100 percent and finite")
         if self.every < 1:
             raise UserError(f"guidance.every: is {self.every}, must be at least 1")
         if self.sampled_term != "none" and self.mask == "none":
@@ -67,7 +74,7 @@ class GuidanceOptions:
                 "two terms nor a mean over elements; leave guidance.sampled_term and guidance.reduction at their "
                 "defaults"
             )
-        if self.split_batch and self.executor != "eager":
+        if self.split_batch and self.executor not in ("auto", "eager"):
             raise UserError(
                 f"guidance.split_batch: is true while guidance.executor is {self.executor}, which would record every "
                 "number of synthetic samples anew; set it to false, or use guidance.executor eager"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from provscale.errors import UserError
+from provscale.guidance.exact_arithmetic import changed, exact_arithmetic
+from provscale.guidance.executors.eager import EagerExecutor
+from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.loss import classification_loss, gradient_of, guidance_loss
 from provscale.guidance.objective import is_guided
 from provscale.guidance.step import GuidedStep
@@ -23,7 +27,11 @@ from provscale.second_derivatives.differentiability import not_twice_differentia
 if TYPE_CHECKING:
     from provscale.engine import Engine
 
-TOLERANCE = {None: 1e-4, torch.bfloat16: 5e-2}
+LEAST, MOST = 1e-4, 5e-3
+"""Relative differences that always pass, and that an engine may reach at most."""
+MARGIN = 4
+"""Times the difference that one rounding of the inputs makes; a network's other roundings add to it."""
+FEW = 8
 SPLIT_HINT = "set guidance.split_batch to false if samples interact in this network, "
 
 
@@ -76,56 +84,140 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 def self_check(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: Sample, key: tuple[int, ...]) -> None:
     """Compares the prepared step with `reference`, an unwrapped copy of it. All processes must call it.
 
+    The engine first: its eager step against PyTorch's ordinary double backward, on a few samples, in exact arithmetic.
+    Then the executor, unless it is eager: on the whole batch, as training runs it, against the eager step.
+
+    Differences up to `LEAST` pass. Beyond, the same step with inputs moved by one rounding shows how far rounding alone
+    carries in this network, and up to `MARGIN` times that passes; for the engine up to `MOST` in any case, so that
+    a gradient off by 1 % never passes.
+
     Leaves parameters, buffers and gradients as they were.
 
     Raises:
         UserError: they differ, so the engine (or its settings) would train something else; or `plain_gradients`
             refuses the network, on any process.
     """
-    buffers = [buffer.clone() for buffer in step.network.buffers()]
     reference.train()
-    seed_everything(*key)
-    untouched = random_state(sample.inputs.device)
-    problem = ""
-    try:
-        input_expected, expected = plain_gradients(reference, sample)
-    except UserError as error:
-        problem = str(error)
-    # The reference takes the batch as one: where it drew random numbers, a step in two parts would draw others.
-    drew = random_state(sample.inputs.device) != untouched
-    problems = [text for text in engine.gather(problem) if text]
-    if problems:
-        raise UserError(problems[0])
-    name = next(iter(expected))  # the first parameter: behind the whole network's derivatives
-    gradient_expected = engine.mean(expected[name])
     step.train()
     engine.prepared.train()
-    seed_everything(*key)
-    options, split = step.options, step.options.split_batch and not drew
-    step.options = replace(options, split_batch=split)
-    gradient_found = engine.gradient_of(sample, name)
-    step.options = options
-    with torch.no_grad():
-        for buffer, before in zip(step.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    seed_everything(*key)
-    input_found = engine.predict(sample, frozenset({"input_gradient"}))["input_gradient"]
-    with torch.no_grad():
-        for buffer, before in zip(step.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    differences = {
-        "input gradient": relative_difference(input_found, input_expected),
-        f"gradient of '{name}'": relative_difference(gradient_found, gradient_expected),
-    }
-    tolerance = TOLERANCE[step.autocast_dtype]
+    name = check_engine(engine, step, reference, few_of(sample), key)
+    if not isinstance(step.executor, EagerExecutor):
+        check_executor(engine, step, sample, name, key)
+
+
+def check_engine(engine: Engine, step: GuidedStep, reference: GuidedStep, sample: Sample, key: tuple[int, ...]) -> str:
+    """Returns the name of the parameter whose gradient was compared."""
+    device = sample.inputs.device
+    problem = ""
+    with exact_arithmetic(step, reference):
+        seed_everything(*key)
+        untouched = random_state(device)
+        try:
+            input_expected, gradients = plain_gradients(reference, sample)
+        except UserError as error:
+            problem = str(error)
+        # The reference takes the batch as one: where it drew random numbers, a step in two parts would draw others.
+        drew = random_state(device) != untouched
+        problems = [text for text in engine.gather(problem) if text]
+        if problems:
+            raise UserError(problems[0])
+        name = next(iter(gradients))  # the first parameter: behind the whole network's derivatives
+        split = step.options.split_batch and not drew
+        expected = {"input gradient": input_expected, f"gradient of '{name}'": engine.mean(gradients[name])}
+        with changed(step, executor=EagerExecutor(), options=replace(step.options, split_batch=split)):
+            gradient_found = gradient_of_step(engine, step, sample, name, key)
+        with state_preserved(step.network, device):
+            seed_everything(*key)
+            input_found = engine.predict(sample, frozenset({"input_gradient"}))["input_gradient"]
+
+        def moved() -> list[Tensor]:
+            seed_everything(*key)
+            input_gradient, gradients = plain_gradients(reference, moved_by_one_rounding(sample, torch.float32))
+            return [input_gradient, engine.mean(gradients[name])]
+
+        refuse_unless_alike(
+            engine,
+            dict(zip(expected, (input_found, gradient_found), strict=True)),
+            expected,
+            moved,
+            MOST,
+            f"the engine '{engine.name}' would train something else: check its settings (clipping, precision), "
+            + (SPLIT_HINT if split else ""),
+        )
+    return name
+
+
+def check_executor(engine: Engine, step: GuidedStep, sample: Sample, name: str, key: tuple[int, ...]) -> None:
+    executor = step.options.executor
+    found = gradient_of_step(engine, step, sample, name, key)
+    with changed(step, executor=EagerExecutor()):
+        expected = gradient_of_step(engine, step, sample, name, key)
+
+        def moved() -> list[Tensor]:
+            dtype = step.autocast_dtype or torch.float32
+            return [gradient_of_step(engine, step, moved_by_one_rounding(sample, dtype), name, key)]
+
+        what = f"gradient of '{name}'"
+        refuse_unless_alike(
+            engine,
+            {what: found},
+            {what: expected},
+            moved,
+            math.inf,
+            f"guidance.executor {executor} would train something else: use eager, ",
+        )
+
+
+def refuse_unless_alike(
+    engine: Engine,
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    moved: Callable[[], list[Tensor]],
+    most: float,
+    hint: str,
+) -> None:
+    """Raises UserError on all processes where `found` and `expected` differ by more than rounding explains.
+
+    Args:
+        moved: computes `expected` anew from inputs moved by one rounding; called by all processes or none.
+        most: that is never allowed, whatever rounding explains.
+        hint: who is to blame, and what to do.
+    """
+    differences = {what: relative_difference(found[what], expected[what]) for what in expected}
     worst = max(engine.gather(max(differences.values())))
-    if not worst <= tolerance:
+    allowed = LEAST
+    if LEAST < worst < most:
+        noise = max(map(relative_difference, moved(), expected.values()))
+        allowed = min(max(LEAST, MARGIN * max(engine.gather(noise))), most)
+    if not worst <= allowed:
         raise UserError(
             f"self-check: the prepared step's {max(differences, key=lambda what: differences[what])} differs from an "
-            f"unwrapped copy's by {worst:.2g} relative (allowed {tolerance:g}); the engine '{engine.name}' would train "
-            f"something else: check its settings (clipping, precision), {SPLIT_HINT if split else ''}or disable "
-            "train.self_check to go on"
+            f"unwrapped copy's by {worst:.2g} relative (allowed {allowed:.2g}); {hint}or disable train.self_check to "
+            "go on"
         )
+
+
+def gradient_of_step(engine: Engine, step: GuidedStep, sample: Sample, name: str, key: tuple[int, ...]) -> Tensor:
+    """`engine.gradient_of`, which leaves buffers and random generators as they were."""
+    with state_preserved(step.network, sample.inputs.device):
+        seed_everything(*key)
+        return engine.gradient_of(sample, name)
+
+
+def few_of(sample: Sample) -> Sample:
+    """Up to `FEW` synthetic samples and as many real ones: memory for a second network's step may not be left."""
+    synthetic = sample.is_synthetic.cpu()
+    rows = torch.cat([kind.nonzero().squeeze(1)[:FEW] for kind in (synthetic, ~synthetic)])
+    return sample if len(rows) == len(sample) else sample[rows]
+
+
+def moved_by_one_rounding(sample: Sample, dtype: torch.dtype) -> Sample:
+    """Inputs times 1 - eps, 1 or 1 + eps of `dtype`, in turn; that of TF32 where convolutions round to it."""
+    inputs = sample.inputs
+    tf32 = inputs.device.type == "cuda" and torch.backends.cudnn.allow_tf32 and dtype == torch.float32
+    eps = 2.0**-10 if tf32 else torch.finfo(dtype).eps
+    turn = torch.arange(inputs.numel(), device=inputs.device).view_as(inputs) % 3 - 1
+    return replace(sample, inputs=inputs * (1 + eps * turn.to(inputs.dtype)))
 
 
 def random_state(device: torch.device) -> bytes:

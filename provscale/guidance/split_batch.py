@@ -37,9 +37,16 @@ def refuse_batch_statistics(network: nn.Module) -> None:
     """Raises UserError for a layer whose output or running statistics depend on which samples share its batch.
 
     That is BatchNorm (SyncBatchNorm, timm's kinds) that normalises by its batch: in train mode, or in any mode
-    without running statistics; and InstanceNorm that collects running statistics.
+    without running statistics; InstanceNorm that collects running statistics; and in train mode a module that names,
+    as `statistic_of_batch`, a loss which is no mean over samples.
     """
     for name, layer in network.named_modules():
+        loss = getattr(layer, "statistic_of_batch", None)
+        if layer.training and loss is not None:
+            raise UserError(
+                f"guidance.split_batch: is true, but {loss} of {type(layer).__name__} is a statistic of the whole "
+                "batch; set it to false"
+            )
         if isinstance(layer, _BatchNorm):
             bound = layer.training or layer.running_mean is None
         else:

@@ -21,7 +21,11 @@ from provscale.options import build_part
 from provscale.registry import Registry, nearest
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model.name")
-"""Builders beside timm's, called with `num_classes` and their options as keywords (provscale/options.py)."""
+"""Builders beside timm's, called with `num_classes` and their options as keywords (provscale/options.py).
+
+A network with a pretrained backbone may say `hub_name`, the timm model whose weights fit it, and `new_layers`, the
+beginnings of the names of all parameters that those weights do not have.
+"""
 
 
 @dataclass
@@ -45,7 +49,7 @@ def build_model(config: ModelConfig, num_classes: int) -> BuiltModel:
     if config.pretrained == "none":
         return BuiltModel(network, frozenset())
     if config.pretrained == "hub":
-        weights = hub_weights(config)
+        weights = hub_weights(getattr(network, "hub_name", config.name))
     elif config.pretrained == "package":
         weights = package_weights(config, network)
     else:
@@ -71,13 +75,13 @@ def create(config: ModelConfig, num_classes: int) -> nn.Module:
         raise UserError(f"model.options: {config.options} does not fit {config.name}: {error}") from None
 
 
-def hub_weights(config: ModelConfig) -> dict[str, Tensor]:
+def hub_weights(name: str) -> dict[str, Tensor]:
     try:
-        return timm.create_model(config.name, pretrained=True).state_dict()
+        return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises many kinds of network errors
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"model.pretrained: the weights of {config.name} cannot be downloaded ({first[:160]}); download the "
+            f"model.pretrained: the weights of {name} cannot be downloaded ({first[:160]}); download the "
             "safetensors file of this timm model elsewhere and give its path as model.pretrained"
         ) from None
 
@@ -129,7 +133,8 @@ def load_matching(network: nn.Module, weights: dict[str, Tensor], config: ModelC
     """Loads every tensor whose name and shape fit; returns the names of parameters that got none.
 
     Raises:
-        UserError: fewer than half of the network's tensors fit, so these are another model's weights.
+        UserError: fewer than half of the network's tensors fit, or one outside its `new_layers` does not, so these are
+            another model's weights.
     """
     own = network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
@@ -138,5 +143,13 @@ def load_matching(network: nn.Module, weights: dict[str, Tensor], config: ModelC
             f"model.pretrained: only {len(fitting)} of the {len(own)} tensors of {config.name} are in "
             f"{config.pretrained}; these are another model's weights"
         )
+    new_layers = getattr(network, "new_layers", None)
+    for name, value in own.items():
+        if new_layers is not None and name not in fitting and not name.startswith(new_layers):
+            found = list(weights[name].shape) if name in weights else "absent"
+            raise UserError(
+                f"model.pretrained: '{name}' is {found} in {config.pretrained} and {list(value.shape)} in "
+                f"{config.name}; these are another model's weights, give those of {network.hub_name}"
+            )
     network.load_state_dict(fitting, strict=False)
     return frozenset(name for name, _ in network.named_parameters() if name not in fitting)

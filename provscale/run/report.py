@@ -5,174 +5,235 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
+import numpy as np
 import yaml
+from matplotlib.image import imsave
+from numpy.typing import NDArray
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
-from provscale.errors import UserError
+from provscale.evaluation import EVALUATORS
 from provscale.files import write_atomically
-from provscale.run.pictures import Pictures, gradient_image, mask_image
-from provscale.tracking.metrics_file import read_metrics
+from provscale.run.arms import arm_names, differences, value_text
+from provscale.run.charts import Series, chart, swatch
+from provscale.run.finished_run import FinishedRun, Row
+from provscale.run.pictures import gradient_image, mask_image
+from provscale.run.report_style import STYLE
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child{text-align:left}img{max-width:100%}code,pre{background:#f5f5f5}pre{padding:1rem;overflow:auto}"""
-
-
-@dataclass
-class Run:
-    """What a run folder holds."""
-
-    name: str
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    train: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    pictures: Pictures | None
-
-    @classmethod
-    def read(cls, folder: Path) -> Run:
-        """Raises UserError when the folder is not that of a run that has ended."""
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            summary = json.loads((folder / "summary.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: is no folder of a finished run ({str(error)[:120]})") from None
-        rows = read_metrics(folder / "metrics.jsonl")
-        pictures = folder / "pictures.npz"
-        return cls(
-            folder.name,
-            config,
-            summary,
-            [row for row in rows if row["kind"] == "train"],
-            [row for row in rows if row["kind"] == "validation"],
-            Pictures.load(pictures) if pictures.exists() else None,
-        )
+Runs = dict[str, FinishedRun]
+"""Runs by their arm's name, in the page's order."""
+text = html.escape
 
 
-def write_report(path: Path, folders: Sequence[Path], figures: Mapping[str, Figure] | None = None) -> None:
+def write_report(path: Path, folders: Sequence[Path], more: str = "") -> None:
     """Writes the page about the runs in `folders` to `path`.
 
     Args:
-        figures: more figures by their headings, shown above the configs.
+        more: HTML of a further section, above the configs.
 
     Raises:
         UserError: a folder without a finished run.
     """
-    runs = [Run.read(folder) for folder in folders]
+    found = [FinishedRun.read(folder) for folder in folders]
+    names = arm_names([run.config for run in found])
+    runs = dict(zip(names, found, strict=True))
+    first, rest = split_metrics(runs)
+    title = " against ".join(names) if len(names) == 2 else ", ".join(names)
+    if len(names) == 1:
+        title = f"{found[0].name}: {title}"
     parts = [
-        f"<h1>{html.escape(' against '.join(run.name for run in runs))}</h1>",
+        f"<h1>{text(title)}</h1>",
+        facts(runs),
         "<p>L = L<sub>cls</sub> + &alpha; L<sub>PG</sub>: the input gradient of a class logit is suppressed outside "
         "the elements that belong to it. &alpha; = 0 is the baseline.</p>",
+        legend(runs) if len(runs) > 1 else "",
         "<h2>Results</h2>",
-        results_table(runs),
-        "<h2>Curves</h2>",
-        picture(curves(runs), "loss parts and metrics over training"),
+        results_table(runs, first),
+        figures(metric_figure(runs, name) for name in first),
+        "<h2>Training</h2>",
+        figures(training_figure(runs, name) for name in training_names(runs) if name != "loss"),
+        "<details><summary>All metrics, and the whole loss</summary>",
+        results_table(runs, [*first, *rest]),
+        figures(metric_figure(runs, name, alike) for name, alike in distinct(runs, rest).items()),
+        figures([training_figure(runs, "loss")]),
+        "</details>",
+        pictures(runs),
+        more,
+        configs(runs),
     ]
-    if any(run.pictures is not None for run in runs):
-        parts += [
-            "<h2>Where the network looks</h2>",
-            "<p>Training samples: input, provenance mask (white = unedited, or from source A), and the input "
-            "gradient of the class logit, each scaled to its own 99th percentile.</p>",
-            picture(grid(runs), "inputs, masks and input gradients"),
-        ]
-    for heading, figure in (figures or {}).items():
-        parts += [f"<h2>{html.escape(heading)}</h2>", picture(figure, heading)]
-    parts += ["<h2>Configs</h2>"]
-    parts += [
-        f"<h3>{html.escape(run.name)}</h3><pre>{html.escape(yaml.safe_dump(run.config, sort_keys=False))}</pre>"
-        for run in runs
-    ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>provscale</title><style>{STYLE}</style>"
-    write_atomically(path, page + "\n".join(parts) + "</html>\n")
-
-
-def results_table(runs: Sequence[Run]) -> str:
-    """Test metrics of the best and the last epoch of each run."""
-    names = sorted({name for run in runs for name in run.summary["test"]["last"]})
-    rows = [
-        ("&alpha;", [f"{run.config['guidance']['alpha']:g}" for run in runs for _ in (0, 1)]),
-        ("epoch", [text for run in runs for text in (f"{run.summary['best_epoch']} (best)", str(last_epoch(run)))]),
-        ("training and evaluation, s", [f"{run.summary['wall_seconds']:.0f}" for run in runs for _ in (0, 1)]),
-    ]
-    for name in names:
-        values = [run.summary["test"][at].get(name) for run in runs for at in ("best", "last")]
-        rows.append((html.escape(name), ["" if value is None else f"{value:.2f}" for value in values]))
-    head = "".join(f"<th colspan=2>{html.escape(run.name)}</th>" for run in runs)
-    body = "".join(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows)
-    sub = "<td></td>" + "<td>best epoch</td><td>last epoch</td>" * len(runs)
-    return f"<table><tr><th></th>{head}</tr><tr>{sub}</tr>{body}</table>"
-
-
-def last_epoch(run: Run) -> int:
-    return int(run.evaluations[-1]["epoch"]) if run.evaluations else 0
-
-
-def curves(runs: Sequence[Run]) -> Figure:
-    """Loss parts over steps; overall metrics over epochs with the best epoch marked."""
-    metrics = [name for name in (runs[0].evaluations[0] if runs[0].evaluations else {})
-               if name not in ("kind", "split", "step", "epoch") and "/" not in name]  # fmt: skip
-    panels = ["loss_cls", "loss_guidance", *metrics]
-    columns = 3
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(12, 2.8 * rows), squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, panels, strict=False):
-        for number, run in enumerate(runs):
-            colour = f"C{number}"
-            if name.startswith("loss"):
-                axis.plot([row["step"] for row in run.train], [row[name] for row in run.train], color=colour, lw=0.9,
-                          label=run.name)  # fmt: skip
-                axis.set_xlabel("step")
-                if name == "loss_guidance" and any(row[name] > 0 for run in runs for row in run.train):
-                    axis.set_yscale("symlog", linthresh=1e-3)
-            else:
-                shown = [row for row in run.evaluations if name in row]
-                axis.plot([row["epoch"] for row in shown], [row[name] for row in shown], "o-", ms=3, color=colour,
-                          label=run.name)  # fmt: skip
-                axis.axvline(run.summary["best_epoch"], color=colour, lw=0.8, ls=":")
-                axis.set_xlabel("epoch (dotted: best)")
-        axis.set_title(name)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    axes.flat[0].legend(fontsize=8)
-    return figure
-
-
-def grid(runs: Sequence[Run]) -> Figure:
-    """Rows: samples. Columns: input, mask, input gradient of each run."""
-    shown = [run for run in runs if run.pictures is not None]
-    first = shown[0].pictures
-    assert first is not None
-    count = min(len(run.pictures.images) for run in shown if run.pictures is not None)
-    columns = 2 + len(shown)
-    figure, axes = plt.subplots(
-        count, columns, figsize=(2.1 * columns, 2.15 * count), squeeze=False, layout="constrained"
+    head = (
+        "<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<meta name=color-scheme content='light dark'><title>{text(title)}</title><style>{STYLE}</style>"
     )
-    for row in range(count):
-        cells = [first.images[row], mask_image(first.masks[row])]
-        cells += [gradient_image(run.pictures.gradients[row]) for run in shown if run.pictures is not None]
-        for axis, cell in zip(axes[row], cells, strict=True):
-            axis.imshow(cell, interpolation="nearest")
-            axis.set_axis_off()
-        axes[row][0].set_title(first.names[row], fontsize=7)
-    titles = ["input", "provenance", *(f"gradient, {run.name}" for run in shown)]
-    for column, (axis, title) in enumerate(zip(axes[0], titles, strict=True)):
-        axis.set_title(title if column else f"{title}\n{first.names[0]}", fontsize=8)
-    return figure
+    write_atomically(path, f"<!doctype html><html lang=en>{head}\n" + "\n".join(filter(None, parts)) + "</html>\n")
 
 
-def picture(figure: Figure, caption: str) -> str:
+# ---- what to show first ----------------------------------------------------------------------------------------------
+def split_metrics(runs: Runs) -> tuple[list[str], list[str]]:
+    """The metrics that matter first, at most three (that which chose the best epoch, those named like an evaluator, the
+    first), and the others."""
+    names = list(dict.fromkeys(name for run in runs.values() for name in run.metric_names()))
+    chosen = [run.best_metric for run in runs.values()]
+    wanted = dict.fromkeys([*chosen, *(name for name in names if name in EVALUATORS), *names[:1]])
+    first = [name for name in wanted if name in names][:3]
+    return first, [name for name in names if name not in first]
+
+
+def distinct(runs: Runs, names: Iterable[str]) -> dict[str, list[str]]:
+    """The names without a slash, and to each those with the same curves, as accuracies have on balanced data."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        if "/" not in name:
+            curves = [points(rows, name) for run in runs.values() for rows in (run.epochs, [*run.tested.values()])]
+            alike.setdefault(str([[f"{value:.6g}" for _, value in curve] for curve in curves]), []).append(name)
+    return {name: others for name, *others in alike.values()}
+
+
+def training_names(runs: Runs) -> list[str]:
+    return list(dict.fromkeys(name for run in runs.values() for name in run.training_names()))
+
+
+# ---- text and tables -------------------------------------------------------------------------------------------------
+def facts(runs: Runs) -> str:
+    """What all runs have in common."""
+    differing = differences([run.config for run in runs.values()])
+    config = next(iter(runs.values())).config
+    sections = ("data", "model", "synthesis")
+    shared = [str(config[section]["name"]) for section in sections if f"{section}.name" not in differing]
+    shared += [f"{config['train']['epochs']} epochs"] * ("train.epochs" not in differing)
+    shared += [f"seed {config['seed']}"] * ("seed" not in differing)
+    return f"<p class=soft>{text(' · '.join(shared))}</p>"
+
+
+def legend(runs: Runs) -> str:
+    entries = (
+        f"<li>{swatch(index)} {text(name)} <small>{text(run.name)}</small></li>"
+        for index, (name, run) in enumerate(runs.items())
+    )
+    return f"<ul class=legend>{''.join(entries)}</ul>"
+
+
+def table(rows: Iterable[str]) -> str:
+    """A table that scrolls by itself where the screen is narrower."""
+    return f"<div class=scroll tabindex=0><table>{''.join(rows)}</table></div>"
+
+
+def row(name: str, cells: Iterable[str], span: int = 1) -> str:
+    columns = f" colspan={span}" if span > 1 else ""
+    return f"<tr><th scope=row>{name}</th>{''.join(f'<td{columns}>{cell}</td>' for cell in cells)}</tr>"
+
+
+def results_table(runs: Runs, names: Sequence[str]) -> str:
+    """Metrics of the best and the last epoch of each run, for each split that was evaluated."""
+    heads = "".join(f"<th scope=col colspan=2>{text(name)}</th>" for name in runs)
+    epochs = "".join(f"<td>best epoch ({run.best_epoch})</td><td>last ({run.last_epoch})</td>" for run in runs.values())
+    rows = [
+        f"<tr><td></td>{heads}</tr><tr><td></td>{epochs}</tr>",
+        row("&alpha;", (f"{run.config['guidance']['alpha']:g}" for run in runs.values()), span=2),
+        row("training and evaluation, s", (f"{run.summary['wall_seconds']:.0f}" for run in runs.values()), span=2),
+    ]
+    chosen_on = dict.fromkeys(run.selected_on for run in runs.values())
+    for split in dict.fromkeys([*["test"] * any(run.tested for run in runs.values()), *chosen_on]):
+        values = [result for run in runs.values() for result in run.results(split)]
+        chooses = " (chooses the best epoch)" if split in chosen_on else ""
+        rows.append(f"<tr class=kind><th scope=row>{text(split)}{chooses}</th><td colspan={2 * len(runs)}></td></tr>")
+        rows += [row(text(name), (number(cell.get(name)) for cell in values)) for name in names]
+    return table(rows)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def configs(runs: Runs) -> str:
+    """What differs between the runs, and each whole config, folded."""
+    differing = differences([run.config for run in runs.values()])
+    parts = []
+    if differing:
+        heads = f"<tr><td></td>{''.join(f'<th scope=col>{text(name)}</th>' for name in runs)}</tr>"
+        rows = [row(text(key), (text(value_text(value)) for value in values)) for key, values in differing.items()]
+        parts += ["<h2>What differs</h2>", table([heads, *rows])]
+    parts.append("<h2>Configs</h2>")
+    for name, run in runs.items():
+        whole = yaml.safe_dump(run.config, sort_keys=False)
+        parts.append(f"<details><summary>{text(name)}</summary><pre>{text(whole)}</pre></details>")
+    return "\n".join(parts)
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+def points(rows: Sequence[Row], name: str, axis: str = "epoch") -> list[tuple[float, float]]:
+    return [(row[axis], row[name]) for row in rows if row.get(name) is not None]
+
+
+def figures(parts: Iterable[str]) -> str:
+    return f"<div class=figures>{''.join(parts)}</div>"
+
+
+def figure(title: str, series: Sequence[Series], x_label: str, note: str) -> str:
+    picture = chart(series, x_label, f"{title} by {x_label}")
+    return f"<figure><h3>{text(title)}</h3>{picture}<figcaption>{text(note)}</figcaption></figure>"
+
+
+def metric_figure(runs: Runs, name: str, alike: Sequence[str] = ()) -> str:
+    """A metric over epochs: a curve on the split that the best epoch is chosen on, diamonds on test."""
+    series = []
+    for index, run in enumerate(runs.values()):
+        tested = {} if run.selected_on == "test" else run.tested
+        diamonds = points([*tested.values()], name)
+        series.append(Series(index, *columns(points(run.epochs, name)), run.best_epoch, diamonds))
+    notes = ["ring: best epoch"]
+    notes += ["diamond: test"] * any(one.diamonds for one in series)
+    notes += [f"the same: {', '.join(alike)}"] * bool(alike)
+    return figure(name, series, "epoch", "; ".join(notes))
+
+
+def training_figure(runs: Runs, name: str) -> str:
+    """A loss or the gradients' ratio over steps. A run in which it is 0 throughout, such as the baseline's L_PG, is
+    named but not drawn."""
+    series, zero = [], []
+    for index, (arm, run) in enumerate(runs.items()):
+        curve = points(run.train, name, "step")
+        if curve and all(value == 0 for _, value in curve):
+            zero.append(arm)
+        elif curve:
+            # Guidance of every k-th step only: no zeros between.
+            series.append(Series(index, *columns([point for point in curve if point[1] != 0])))
+    return figure(name, series, "step", f"0 throughout: {', '.join(zero)}" if zero else "")
+
+
+def columns(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in curve], [y for _, y in curve]
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+def pictures(runs: Runs) -> str:
+    """Rows: samples. Columns: input, mask, input gradient of each run. Empty without pictures."""
+    shown = {name: run.pictures for name, run in runs.items() if run.pictures is not None}
+    if not shown:
+        return ""
+    first = next(iter(shown.values()))
+    heads = ["input", "provenance", *(f"gradient: {name}" for name in shown)]
+    rows = [f"<tr>{''.join(f'<th scope=col>{text(head)}</th>' for head in heads)}</tr>"]
+    for index in range(min(len(found.images) for found in shown.values())):
+        cells = [first.images[index], mask_image(first.masks[index])]
+        cells += [gradient_image(found.gradients[index]) for found in shown.values()]
+        name = str(first.names[index])
+        labels = [f"{head} of {name}" for head in heads]
+        images = [f"<td>{image(cell, label)}</td>" for cell, label in zip(cells, labels, strict=True)]
+        rows.append(
+            f"<tr>{''.join(images)}</tr><tr class=soft><td colspan={len(heads)}><small>{text(name)}</small></td></tr>"
+        )
+    return (
+        "<h2>Where the network looks</h2><p>Training samples: input, provenance mask (white = unedited, or from source "
+        "A), and the input gradient of the class logit, each scaled to its own 99th percentile.</p>"
+        + table(rows).replace("<table>", "<table class=pictures>")
+    )
+
+
+def image(pixels: NDArray[np.uint8], label: str) -> str:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
+    imsave(content, pixels, format="png")
     data = base64.b64encode(content.getvalue()).decode()
-    return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+    kind = "class=pixels " if pixels.shape[1] < 100 else ""
+    return f'<img {kind}alt="{text(label)}" src="data:image/png;base64,{data}">'

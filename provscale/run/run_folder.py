@@ -16,44 +16,41 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-import yaml
 
 from provscale.config import Config
+from provscale.data.splits import DataSplits
 from provscale.engine import Engine
 from provscale.errors import UserError
 from provscale.files import write_atomically
 from provscale.run.checkpoint_folder import Progress, newest_first
+from provscale.run.frozen_config import read_frozen, refuse_changes
 from provscale.run.pictures import Pictures, gradient_image, mask_image
+from provscale.tracking import TRACKERS, TrackedRun
+from provscale.tracking.metrics_file import NAME as METRICS
 from provscale.tracking.metrics_file import MetricsFile
-from provscale.tracking.wandb import WandbTracker
-
-# Keys that may change when a run is resumed: they do not change what is trained.
-FREE_ON_RESUME = (
-    "run.dir",
-    "run.tags",
-    "run.group",
-    "data.root",
-    "data.workers",
-    "evaluation.batch_size",
-    "train.self_check",
-)
-FREE_SECTIONS = ("tracking.", "checkpoint.")
+from provscale.tracking.terminal import ProgressBar
+from provscale.tracking.trackers import Trackers
 
 
 class RunFolder:
-    """Context manager of a run's folder; holds its lock. Every method is called by all processes."""
+    """Context manager of a run's folder; holds its lock. Every method is called by all processes.
+
+    Raises:
+        UserError: `tracking.trackers` names one that is not registered.
+    """
 
     def __init__(self, engine: Engine, config: Config) -> None:
+        for name in config.tracking.trackers:
+            TRACKERS[name]
         self.engine, self.config = engine, config
         self.path = config.folder
         self.lock: TextIO | None = None
-        self.metrics: MetricsFile | None = None
-        self.wandb: WandbTracker | None = None
+        self.trackers = Trackers()
 
     def __enter__(self) -> RunFolder:
         """Raises UserError: another job holds the folder, it is of another config, or not shared between nodes."""
-        hashes = self.engine.gather(self.config.to_yaml())
-        if any(other != hashes[0] for other in hashes):
+        configs = self.engine.gather(self.config.to_yaml())
+        if any(other != configs[0] for other in configs):
             raise UserError("config: the processes were started with different configs; start all with the same one")
         token = self.engine.on_main(self.claim)
         seen = self.engine.gather((socket.gethostname(), self.reads_token(token)))
@@ -116,54 +113,54 @@ class RunFolder:
         except OSError:
             return False
 
-    def open_logs(self, step: int) -> None:
-        """Opens metrics.jsonl and W&B; rows after `step` are dropped, training will write them again."""
-        if self.engine.is_main:
-            self.metrics = MetricsFile(self.path / "metrics.jsonl", step)
-        self.wandb = WandbTracker(self.engine.accelerator, self.config, {"environment": environment()}, step)
+    def open_trackers(self, step: int, total_steps: int) -> None:
+        """Opens the trackers, on the main process; rows after `step` are dropped, training will write them again."""
+        if not self.engine.is_main:
+            return
+        self.trackers.add("terminal", ProgressBar(total_steps, step))
+        self.trackers.add(METRICS, MetricsFile(self.path / METRICS, step))
+        run = TrackedRun(self.config, step, total_steps, environment())
+        for name in dict.fromkeys(self.config.tracking.trackers):
+            self.trackers.open(name, run)
 
     def log_step(self, row: dict[str, Any], last: bool) -> None:
-        if row["step"] % self.config.tracking.log_every and not last:
-            return
-        self.write(row, "train")
+        """Records a row of training; most trackers get every `tracking.log_every`-th and the last."""
+        self.trackers.log("train", row, sparse=bool(row["step"] % self.config.tracking.log_every) and not last)
 
-    def write(self, row: dict[str, Any], prefix: str) -> None:
-        if self.metrics is not None:
-            self.metrics.write(row)
-        if self.wandb is not None:
-            self.wandb.log(prefix, row, row["step"])
+    def log(self, kind: str, row: dict[str, Any]) -> None:
+        """Records a row that is not of a training step; `kind` is what trackers call it."""
+        self.trackers.log(kind, row)
 
     def sync(self) -> None:
         """Puts what was logged so far on the disk; called before a checkpoint that counts on it."""
-        if self.metrics is not None:
-            self.metrics.sync()
+        self.trackers.sync()
 
     def save_pictures(self, pictures: Pictures, step: int) -> None:
         if not self.engine.is_main:
             return
         pictures.save(self.path / "pictures.npz")
-        if self.wandb is not None:
-            rows = [
-                np.concatenate([image, mask_image(mask), gradient_image(gradient)], axis=1)
-                for image, mask, gradient in zip(pictures.images, pictures.masks, pictures.gradients, strict=True)
-            ]
-            self.wandb.log_images("input | provenance | input gradient", rows, list(pictures.names), step)
+        rows = [
+            np.concatenate([image, mask_image(mask), gradient_image(gradient)], axis=1)
+            for image, mask, gradient in zip(pictures.images, pictures.masks, pictures.gradients, strict=True)
+        ]
+        self.trackers.images("input | provenance | input gradient", rows, list(pictures.names), step)
 
     def finish(
-        self, progress: Progress, selected_on: str, tested: dict[str, dict[str, float]], total_parameters: int
+        self, progress: Progress, splits: DataSplits, tested: dict[str, dict[str, float]], total_parameters: int
     ) -> None:
         """Writes summary.json and report.html.
 
         Args:
-            selected_on: the split that the best epoch was chosen on.
+            splits: tells on which split and by which metric the best epoch was chosen.
             tested: test metrics with the weights of the `best` and of the `last` epoch.
         """
         if not self.engine.is_main:
             return
         summary = {
             "best_epoch": progress.best_epoch,
-            "selected_on": selected_on,
-            "validation": progress.best_metrics if selected_on == "validation" else {},
+            "best_metric": splits.best,
+            "selected_on": splits.selected_on,
+            "validation": progress.best_metrics if splits.selected_on == "validation" else {},
             "test": {"best": {}, **tested},
             "steps": progress.step,
             "wall_seconds": round(progress.seconds, 2),
@@ -173,8 +170,7 @@ class RunFolder:
             "environment": environment(),
         }
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
-        if self.wandb is not None:
-            self.wandb.summary({"best_epoch": progress.best_epoch, **progress.best_metrics})
+        self.trackers.summary({"best_epoch": progress.best_epoch, **progress.best_metrics})
         # Imported here: matplotlib's figures are needed once, at the end.
         from provscale.run.report import write_report
 
@@ -183,45 +179,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
-        if self.wandb is not None:
-            self.wandb.close(failed=kind is not None)
+        self.trackers.close(failed=kind is not None)
         self.release()
-
-
-def read_frozen(path: Path) -> dict[str, Any]:
-    """The config a run was started with. Raises UserError when somebody has broken the file."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no longer the config this run was started with; restore it, or choose another "
-                        "run.name")  # fmt: skip
-    return content
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises UserError naming the first key that would make a resumed run another training."""
-    old, new = flatten(before), flatten(now)
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key) and key not in FREE_ON_RESUME and not key.startswith(FREE_SECTIONS):
-            raise UserError(
-                f"{key}: is {new.get(key)}, but {folder} was started with {old.get(key)}; restore it to resume, or "
-                "choose another run.name"
-            )
 
 
 def installed_version(package: str) -> str:
@@ -233,7 +192,7 @@ def installed_version(package: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and git revision, for summary.json and W&B."""
+    """Versions, hardware and git revision, for summary.json and trackers."""
     packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "provscale")
     versions = {name: installed_version(name) for name in packages}
     revision = subprocess.run(

@@ -92,7 +92,8 @@ class BatchNormBackward(torch.autograd.Function):
             u = torch.zeros_like(v)
         for_v, u_x, u_sum = backward_kernel(u, inputs, weight, mean, scale, ctx.eps)
         dims = [dim for dim in range(inputs.dim()) if dim != 1]
-        k = (u * v).sum(dims, dtype=scale.dtype) - (u_sum * v_sum + u_x * v_x) / n
+        # Not u * v: in bf16 the product would be rounded before the sum, and the weight's gradient with it.
+        k = (u.to(scale.dtype) * v).sum(dims) - (u_sum * v_sum + u_x * v_x) / n
         of_u, of_v, of_x, constant = input_factors(weight, scale, n, (u_sum, u_x), (v_sum, v_x), k, for_weight)
         if for_weight is not None:
             for_v = for_v + for_weight.view(shape) * (inputs - mean.view(shape)) * scale.view(shape)

@@ -7,6 +7,7 @@ from provscale.synthesis.base import SYNTHESES, Key, Mixing, Synthesis, neighbou
 from provscale.synthesis.batchmix import BatchMix
 from provscale.synthesis.cutmix import CutMix
 from provscale.synthesis.edited import Edited
+from provscale.synthesis.puzzlemix import PuzzleMix
 from provscale.synthesis.resizemix import ResizeMix
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Edited",
     "Key",
     "Mixing",
+    "PuzzleMix",
     "ResizeMix",
     "Synthesis",
     "build_synthesis",

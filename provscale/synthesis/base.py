@@ -22,10 +22,13 @@ class Synthesis:
     Attributes:
         pairs: True if each sample is mixed with a partner.
         uses_edits: True if the data set's edited samples join the training set.
+        needs_saliency: True if samples must come with `annotations["saliency"]` [B, 1, H, W], the network's output of
+            that name.
     """
 
     pairs = False
     uses_edits = False
+    needs_saliency = False
 
     def prepare(self, item: Item) -> Item:
         """Runs in the loader's worker on each item, before transforms (which move image and mask together)."""

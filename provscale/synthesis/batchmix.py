@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.sample import Sample
+from provscale.sample import Sample, send
 from provscale.synthesis.base import SYNTHESES, Mixing, mixed
 
 Variant = Literal["overlay", "persons", "frames", "both"]
@@ -110,8 +110,7 @@ class BatchMix(Mixing):
             return self.overlay(sample, partners, valid_a, valid_b)
         occupied = [who_is_there(part, valid) for part, valid in ((sample, valid_a), (partners, valid_b))]
         source, slot = (
-            drawn.to(inputs.device, non_blocking=True)
-            for drawn in self.draw(occupied[0], occupied[1], inputs.shape[2], generators)
+            send(drawn, inputs.device) for drawn in self.draw(occupied[0], occupied[1], inputs.shape[2], generators)
         )
         places = slot[:, :, None, None].expand_as(inputs)
         other, valid_b = partners.inputs.gather(1, places), valid_b.gather(1, places)

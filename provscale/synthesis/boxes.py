@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def clipped_box(y: int, x: int, box_height: int, box_width: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 (exclusive ends) of a box around (y, x), both sides rounded down to even, clipped to the image."""
+    x0, x1 = max(x - box_width // 2, 0), min(x + box_width // 2, width)
+    y0, y1 = max(y - box_height // 2, 0), min(y + box_height // 2, height)
+    return x0, y0, x1, y1
+
+
 def outside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     """Mask [B, 1, H, W] float32: 0 inside each sample's box, 1 outside.
 

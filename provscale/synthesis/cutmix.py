@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from provscale.errors import UserError
-from provscale.sample import Sample
+from provscale.sample import Sample, send
 from provscale.synthesis.base import SYNTHESES, Mixing, mixed
-from provscale.synthesis.boxes import outside_boxes
+from provscale.synthesis.boxes import clipped_box, outside_boxes
 
 
 def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: float) -> tuple[int, int, int, int]:
@@ -19,15 +19,13 @@ def cutmix_box(generator: np.random.Generator, height: int, width: int, beta: fl
     ratio = np.sqrt(1 - generator.beta(beta, beta))
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     y, x = int(generator.integers(height)), int(generator.integers(width))
-    x0, x1 = max(x - cut_w // 2, 0), min(x + cut_w // 2, width)
-    y0, y1 = max(y - cut_h // 2, 0), min(y + cut_h // 2, height)
-    return x0, y0, x1, y1
+    return clipped_box(y, x, cut_h, cut_w, height, width)
 
 
 @SYNTHESES.register("cutmix")
 @dataclass
 class CutMix(Mixing):
-    """Pastes a box of B into A, one box a sample. lambda is the share of A recomputed from the clipped box.
+    """Pastes a box of B into A, one box per sample. lambda is the share of A recomputed from the clipped box.
 
     Args:
         beta: parameter b of Beta(b, b); the paper's peers use 1.
@@ -42,6 +40,6 @@ class CutMix(Mixing):
     def mix(self, sample: Sample, partners: Sample, generators: list[np.random.Generator]) -> Sample:
         height, width = sample.inputs.shape[-2:]
         boxes = torch.tensor([cutmix_box(generator, height, width, self.beta) for generator in generators])
-        mask = outside_boxes(boxes.to(sample.inputs.device, non_blocking=True), height, width)
+        mask = outside_boxes(send(boxes, sample.inputs.device), height, width)
         inputs = torch.where(mask.bool(), sample.inputs, partners.inputs)
         return mixed(sample, partners, inputs, mask, mask.mean(dim=(1, 2, 3)))

@@ -1,22 +1,20 @@
-"""Weights & Biases, through Accelerate's tracker."""
+"""Weights & Biases."""
 
 from __future__ import annotations
 
-import contextlib
 import netrc
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import numpy as np
-from accelerate import Accelerator
+from numpy.typing import NDArray
 
-from provscale.config import Config
 from provscale.files import write_atomically
-from provscale.tracking.metrics_file import read_metrics
+from provscale.tracking.base import TRACKERS, TrackedRun, Tracker, numbers
+from provscale.tracking.metrics_file import rows_after
 from provscale.tracking.terminal import console
 from provscale.tracking.wandb_session import WandbSession
 
@@ -35,122 +33,87 @@ def has_wandb_login() -> bool:
         return False
 
 
-class WandbTracker:
-    """One W&B run a training run, continued under the same id after a resume; offline without a login."""
+@TRACKERS.register("wandb")
+def wandb_tracker(run: TrackedRun) -> Tracker:
+    """W&B, or nothing where `tracking.wandb` says disabled."""
+    return Tracker() if run.config.tracking.wandb == "disabled" else WandbTracker(run)
 
-    def __init__(self, accelerator: Accelerator, config: Config, extra: dict[str, Any], step: int = 0) -> None:
-        """`step`: where training starts. Under it are only rows that a killed process had not recorded for good."""
-        self.accelerator = accelerator
-        self.enabled = config.tracking.wandb != "disabled"
-        if not self.enabled:
-            return
-        mode = config.tracking.wandb
+
+class WandbTracker(Tracker):
+    """One W&B run per training run, continued under the same id after a resume; offline without a login."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self.tracked, self.folder = run, run.config.folder
+        mode = run.config.tracking.wandb
         if mode == "online" and not has_wandb_login():
             mode = "offline"
-            if accelerator.is_main_process:
-                console.print("W&B: no login found, recording offline")
-        if accelerator.is_main_process:
-            identity = config.folder / "wandb_id.txt"
-            if not identity.exists():
-                write_atomically(identity, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-            os.environ.setdefault("WANDB_SILENT", "true")
-            self.identity = identity.read_text().strip()
-            session = WandbSession(config.folder, step)
-        self.config, self.extra = config, extra
-        if mode == "online":
-            try:
-                self.start(mode)
-            except Exception as error:  # no network, a wrong key, an unreachable server: training goes on without it
-                first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                console.print(f"W&B: cannot be reached ({first[:120]}), recording offline", markup=False)
-                import wandb
+            console.print("W&B: no login found, recording offline")
+        identity = self.folder / "wandb_id.txt"
+        if not identity.exists():
+            write_atomically(identity, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        self.identity = identity.read_text().strip()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self.session = WandbSession(self.folder, run.step)
+        self.start(mode)
+        self.session.opened(Path(self.run.dir))
+        for row in rows_after(self.session.first_step, run):
+            self.log(row["kind"], row, row["step"])
 
-                wandb.teardown()  # the helper process still holds the run's id, Accelerate the failed tracker
-                accelerator.trackers.clear()
-                self.start("offline")
-        else:
-            self.start(mode)
-        if accelerator.is_main_process:
-            self.run = accelerator.get_tracker("wandb", unwrap=True)
-            self.run.define_metric("global_step")
-            self.run.define_metric("*", step_metric="global_step")
-            self.session = session
-            session.opened(Path(self.run.dir))
-            for row in read_metrics(config.folder / "metrics.jsonl"):
-                if session.first_step < row["step"] <= step:
-                    self.log(row["kind"], row, row["step"])
+    def start(self, mode: Literal["online", "offline", "disabled"]) -> None:
+        """Opens the W&B run; offline where the server cannot be reached."""
+        import wandb
 
-    def start(self, mode: str) -> None:
-        """Opens the W&B run, on the main process; Accelerate does nothing on others."""
-        arguments: dict[str, Any] = {}
-        if self.accelerator.is_main_process:
-            import wandb
-
-            run = self.config.run
-            arm = "guided" if self.config.guidance.alpha > 0 else "baseline"
-            arguments = {
-                "name": run.name,
-                "id": self.identity,
-                "resume": "allow",
-                "mode": mode,
-                "dir": str(self.config.folder),
-                "group": run.group or None,
-                "job_type": arm,
-                "tags": list(dict.fromkeys([*run.tags, arm])),
-                "settings": wandb.Settings(init_timeout=WANDB_TIMEOUT, login_timeout=WANDB_TIMEOUT),
-            }
-        self.accelerator.init_trackers(
-            self.config.tracking.project,
-            config={**self.config.to_dict(), **self.extra},
-            init_kwargs={"wandb": arguments},
-        )
-
-    def guarded(self, action: Callable[[], object]) -> bool:
-        """Does something with W&B; training goes on when W&B's helper process has died, e.g. of the job's SIGTERM."""
+        config = self.tracked.config
+        arm = "guided" if config.guidance.alpha > 0 else "baseline"
         try:
-            action()
-        except Exception as error:  # whatever the broken connection makes of it
-            self.enabled = False
-            console.print(
-                f"W&B: lost ({type(error).__name__}), further rows are only in {self.config.folder}/metrics.jsonl; "
-                "an offline run gets them when it is resumed",
-                highlight=False,
-                markup=False,
+            self.run = wandb.init(
+                project=config.tracking.project,
+                name=config.run.name,
+                id=self.identity,
+                resume="allow",
+                mode=mode,
+                dir=str(self.folder),
+                group=config.run.group or None,
+                job_type=arm,
+                tags=list(dict.fromkeys([*config.run.tags, arm])),
+                settings=wandb.Settings(init_timeout=WANDB_TIMEOUT, login_timeout=WANDB_TIMEOUT),
             )
-            import wandb
+        except Exception as error:  # no network, a wrong key, an unreachable server
+            if mode != "online":
+                raise
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            console.print(f"W&B: cannot be reached ({first[:120]}), recording offline", markup=False)
+            wandb.teardown()  # the helper process still holds the run's id
+            self.start("offline")
+            return
+        self.run.config.update({**config.to_dict(), "environment": self.tracked.environment}, allow_val_change=True)
+        self.run.define_metric("global_step")
+        self.run.define_metric("*", step_metric="global_step")
 
-            with contextlib.suppress(Exception):
-                wandb.teardown()  # or it would try again, with a traceback, at the program's end
-            return False
-        return True
+    def log(self, kind: str, row: dict[str, Any], step: int) -> None:
+        self.run.log({**numbers(kind, row), "global_step": step})
 
-    def log(self, prefix: str, row: dict[str, Any], step: int) -> None:
-        if self.enabled and self.accelerator.is_main_process:
-            values = {f"{prefix}/{key}": value for key, value in row.items() if isinstance(value, int | float)}
-            self.guarded(lambda: self.run.log({**values, "global_step": step}))
+    def images(self, name: str, images: list[NDArray[np.uint8]], captions: list[str], step: int) -> None:
+        import wandb
 
-    def log_images(self, name: str, images: list[np.ndarray], captions: list[str], step: int) -> None:
-        """`images`: uint8 [H, W, 3]."""
-        if self.enabled and self.accelerator.is_main_process:
-            import wandb
-
-            pictures = [wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]
-            self.guarded(lambda: self.run.log({name: pictures, "global_step": step}))
+        pictures = [wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]
+        self.run.log({name: pictures, "global_step": step})
 
     def summary(self, values: dict[str, Any]) -> None:
-        if self.enabled and self.accelerator.is_main_process:
-            self.guarded(lambda: self.run.summary.update(values))
+        self.run.summary.update(values)
 
     def close(self, failed: bool) -> None:
         """Ends the W&B run; `failed` marks it so there, and has its last rows recorded again when it is resumed."""
-        if not self.enabled:
-            return
-        is_main = self.accelerator.is_main_process
+        try:
+            self.run.finish(exit_code=int(failed))
+        except Exception:  # W&B's helper process has died, e.g. of the SIGTERM that ends a job
+            import wandb
+
+            wandb.teardown()  # or it would try again, with a traceback, at the program's end
+            raise
         if failed:
-            if is_main:
-                self.guarded(lambda: self.run.finish(exit_code=1))
-        elif self.guarded(self.accelerator.end_training) and is_main:
-            self.session.closed()
-            if self.run.offline:
-                sessions = self.config.folder / "wandb" / "offline-run-*"
-                console.print(f"W&B: recorded offline; with a login: wandb sync {sessions}", highlight=False)
+            return
+        self.session.closed()
+        if self.run.offline:
+            sessions = self.folder / "wandb" / "offline-run-*"
+            console.print(f"W&B: recorded offline; with a login: wandb sync {sessions}", highlight=False)

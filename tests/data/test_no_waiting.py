@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from provscale.command_line import parse
+from provscale.data.host_batch import HostSample
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
-from provscale.data.transit import HostSample
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
 from provscale.run.step_report import Readout
@@ -247,9 +247,9 @@ def test_a_step_is_looked_at_when_the_next_is_queued(tmp_path: Path, read_at: li
     trainer = LateTrainer(tmp_path, unread=unread, train__epochs=1)
     update = trainer.engine.update
 
-    def noted() -> None:
+    def noted(**options: Any) -> None:
         read_at.append("update")
-        update()
+        update(**options)
 
     trainer.engine.update = noted  # type: ignore[method-assign]
     trainer.fit()
@@ -271,8 +271,8 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 2, nothing of it was saved"):
             trainer.fit()
         assert steps_saved(tmp_path / name) == saved
-        logged = [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        assert logged == [1]
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if line["kind"] == "train"] == [1]
 
 
 def test_a_stop_is_noticed_one_step_later_at_most(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_the_share_of_waiting_for_data(tmp_path: Path, unread: int) -> None:
     trainer = LateTrainer(tmp_path, unread=unread, train__epochs=1)
     trainer.train_items.source = Slow(trainer.train_items.source)
     update, evaluate = trainer.engine.update, trainer.evaluate
-    trainer.engine.update = lambda: (time.sleep(0.1), update())[1]  # type: ignore[method-assign]
+    trainer.engine.update = lambda **options: (time.sleep(0.1), update(**options))[1]  # type: ignore[method-assign]
     trainer.evaluate = lambda epoch: (time.sleep(0.5), evaluate(epoch))[1]  # type: ignore[method-assign]
     log = trainer.log_reports
     trainer.log_reports = lambda: (time.sleep(0.1), log())[1]  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "extending.md"
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's examples as a file of one's own."""
     blocks = re.findall(r"<!-- (\w+) -->\s*```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert [name for name, _ in blocks] == ["loss", "synthesis", "data", "model", "metric"]
+    assert [name for name, _ in blocks] == ["loss", "synthesis", "data", "model", "metric", "tracker"]
     path = tmp_path_factory.mktemp("extending") / "my_parts.py"
     path.write_text("\n\n".join(block for _, block in blocks))
     return path
@@ -35,7 +35,7 @@ def test_examples_train_together(parts: Path, tmp_path: Path) -> None:
         "--model.name=tiny", "--model.options.width=4", "--synthesis.name=halves",
         "--evaluation.metrics=[confidence,group_accuracy]", "--evaluation.best=accuracy", "--data.batch_size=8",
         "--data.image_size=16", "--train.epochs=1", "--guidance.alpha=0.05", "--guidance.score=margin",
-        "--guidance.measure=huber", "--tracking.wandb=disabled",
+        "--guidance.measure=huber", "--tracking.trackers=[csv]",
         f"--run.dir={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "provscale.train", *arguments], check=False, capture_output=True,
@@ -45,9 +45,14 @@ def test_examples_train_together(parts: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "summary.json").read_text())["test"]["last"]
     assert 50 <= metrics["confidence"] <= 100
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss_guidance"] for row in rows if row["kind"] == "train"]
+    steps = [row for row in rows if row["kind"] == "train"]
+    losses = [row["loss_guidance"] for row in steps]
     assert len(losses) == 3, "24 images in batches of 8"
     assert min(losses) > 0
+    table = [line.split(",") for line in (run / "losses.csv").read_text().splitlines()]
+    assert [[float(cell) for cell in line] for line in table] == [
+        [row["step"], row["loss"], row["loss_cls"], row["loss_guidance"]] for row in steps
+    ]
     images = np.load(run / "pictures.npz")["images"]
     # The halves of a mixed picture are those of a dark and a bright square, as they are before normalisation.
     assert set(np.unique(images)) == {50, 200}

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from engine_runs import ENGINES, command, environment, finished, result, run, scratch
-from engine_worker import CASES, skeleton, training_set
+from engine_worker import CASES, UNIT_ROUNDOFF, skeleton, training_set
 from paths import ROOT
 from safetensors.torch import load_file
 
@@ -55,7 +55,7 @@ def weight_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_losses_and_parameters_equal_one_process(engine: str) -> None:
-    """Four networks, one with two losses of its own, hard and soft labels, SGD and AdamW, rates that change every
+    """Five networks, two with two losses of their own, hard and soft labels, SGD and AdamW, rates that change every
     step, with and without accumulation.
 
     The reference is one process that accumulates over the same chunks.
@@ -65,7 +65,7 @@ def test_losses_and_parameters_equal_one_process(engine: str) -> None:
     print(engine, {model: max(value for case, value in worst.items() if case[0] == model) for model, *_ in CASES})
     assert max(worst.values()) < TOLERANCE, worst
     for case in CASES:
-        own = {"loss_size", "loss_spread"} if case[0] == "own losses" else set()
+        own = {"own losses": {"loss_size", "loss_spread"}, "sat": {"loss_area", "loss_norm"}}.get(case[0], set())
         assert {*found[case]["losses"][0]} == {"loss", "loss_cls", "loss_guidance", *own}
         assert found[case]["shapes"] == expected[case]["shapes"]
         shapes = {name: list(value.shape) for name, value in found[case]["network"].items()}
@@ -126,12 +126,32 @@ def test_resume_in_the_middle_is_bit_identical(engine: str) -> None:
     assert len(losses[0]) == 6
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+def final_weights(engine: str, name: str = "whole") -> dict[str, torch.Tensor]:
+    return load_file(finished(engine) / "runs" / name / "checkpoints" / "final.safetensors")
+
+
+def movement() -> float:
+    """How far the whole run's end moves in float64 when each first weight moves by float32's unit roundoff."""
+    assert result("one", "exact")["codes"] == [0, 0]
+    return weight_difference(final_weights("one", "moved"), final_weights("one", "float64"))
+
+
+def test_the_whole_run_is_well_conditioned() -> None:
+    """A rounding error grows less than a hundredfold, so that an engine's own error cannot hide among them."""
+    assert 0 < movement() / UNIT_ROUNDOFF < 100
+
+
+@pytest.mark.parametrize("engine", ["one", *ENGINES])
 def test_runs_end_with_the_same_network(engine: str) -> None:
-    final, expected = (
-        load_file(finished(name) / "runs" / "whole" / "checkpoints" / "final.safetensors") for name in (engine, "one")
-    )
-    assert weight_difference(final, expected) < 1e-4
+    """As close to float64 as float32 can be. A run rounds in every layer of every step, not in its first weights only:
+    one process ends four to five times as far from float64 as `movement` (measured with AVX-512, AVX2 and SSE)."""
+    error, bound = weight_difference(final_weights(engine), final_weights("one", "float64")), 10 * movement()
+    print(f"{engine}: {error:.1e} from float64, may be {bound:.1e}")
+    assert error < bound
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_runs_end_with_the_same_summary(engine: str) -> None:
     found, ddp = (json.loads((finished(name) / "runs/whole/summary.json").read_text()) for name in (engine, "ddp"))
     assert found["validation"] == pytest.approx(ddp["validation"])
     for at in ("best", "last"):

@@ -14,7 +14,7 @@ from provscale.errors import UserError
 from provscale.evaluation.video_ap import (
     ACT,
     CHERON,
-    Protocol,
+    TubeConventions,
     average_precision,
     build_tubes,
     frame_ap,
@@ -176,25 +176,27 @@ def plain_curve(hits: list[bool], total: int, envelope: bool) -> float:
     return area
 
 
-def plain_video_ap(found: list[Tube], truth: list[Tube], label: int, threshold: float, protocol: Protocol) -> float:
+def plain_video_ap(
+    found: list[Tube], truth: list[Tube], label: int, threshold: float, conventions: TubeConventions
+) -> float:
     ranked = sorted((t for t in found if t.label == label), key=lambda t: -float(t.score or 0))
     kept: list[Tube] = []
     for item in ranked:
         rivals = [plain_tube_iou(item, other) for other in kept if other.video == item.video]
-        limit = protocol.nms_iou
-        if all(iou < limit or (iou == limit and not protocol.nms_drops_equal) for iou in rivals):
+        limit = conventions.nms_iou
+        if all(iou < limit or (iou == limit and not conventions.nms_drops_equal) for iou in rivals):
             kept.append(item)
     wanted = [t for t in truth if t.label == label]
     open_tubes = list(wanted)
     hits = []
     for item in kept:
-        pool = [t for t in (open_tubes if protocol.remaining_only else wanted) if t.video == item.video]
+        pool = [t for t in (open_tubes if conventions.remaining_only else wanted) if t.video == item.video]
         best = max(pool, key=lambda t: plain_tube_iou(item, t), default=None)
         hit = best is not None and plain_tube_iou(item, best) >= threshold and any(t is best for t in open_tubes)
         hits.append(hit)
         if hit:
             open_tubes = [t for t in open_tubes if t is not best]
-    return plain_curve(hits, len(wanted), protocol.envelope)
+    return plain_curve(hits, len(wanted), conventions.envelope)
 
 
 def random_tubes(rng: np.random.Generator, scored: bool) -> list[Tube]:
@@ -210,13 +212,13 @@ def random_tubes(rng: np.random.Generator, scored: bool) -> list[Tube]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("protocol", [ACT, CHERON], ids=["act", "cheron"])
-def test_video_ap_equals_the_plain_implementation(seed: int, protocol: Protocol) -> None:
+@pytest.mark.parametrize("conventions", [ACT, CHERON], ids=["act", "cheron"])
+def test_video_ap_equals_the_plain_implementation(seed: int, conventions: TubeConventions) -> None:
     rng = np.random.default_rng(seed)
     truth, found = random_tubes(rng, scored=False), random_tubes(rng, scored=True)
     thresholds = (0.1, 0.2, 0.3, 0.5)
-    result = tube_average_precision(found, ground_truth(*truth), thresholds, protocol, num_classes=3)
-    expected = [[plain_video_ap(found, truth, label, t, protocol) for label in range(3)] for t in thresholds]
+    result = tube_average_precision(found, ground_truth(*truth), thresholds, conventions, num_classes=3)
+    expected = [[plain_video_ap(found, truth, label, t, conventions) for label in range(3)] for t in thresholds]
     np.testing.assert_allclose(result, expected, atol=1e-12)
     assert 0.02 < result[:2].mean() < 0.9  # neither trivial end
 

@@ -15,12 +15,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_executors import CLASSES, assert_equal_steps, random_sample, small_network
+from test_executors import CLASSES, assert_equal_steps, random_sample, small_network, worst_gradient
 from test_skp_executors import clips
 from test_skp_executors import network as skp
 from torch import nn
 
+from provscale.guidance.self_check import MARGIN, moved_by_one_rounding
 from provscale.guidance.step import GuidedStep
+from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -43,6 +45,20 @@ def pair(network: nn.Module, executor: str, **arguments: object) -> tuple[Guided
     return reference, GuidedStep(network, 0.5, executor=executor, **arguments)  # type: ignore[arg-type]
 
 
+def run(step: GuidedStep, sample: Sample, seed: int) -> None:
+    step.zero_grad()
+    torch.manual_seed(seed)
+    step(sample)["loss"].backward()
+
+
+def noise_bound(step: GuidedStep, sample: Sample, seed: int) -> float:
+    """What the self-check allows an executor: `MARGIN` times the difference that one rounding of the inputs makes."""
+    still, moved = copy.deepcopy(step), copy.deepcopy(step)
+    run(still, sample, seed)
+    run(moved, moved_by_one_rounding(sample, step.autocast_dtype or torch.float32), seed)
+    return max(1e-5, MARGIN * worst_gradient(moved, still))
+
+
 def backbone(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "vgg16":
@@ -58,28 +74,29 @@ def backbone(name: str) -> nn.Module:
 @pytest.mark.parametrize("executor", ["compiled", *GRAPHS])
 @pytest.mark.parametrize("name", ["vgg16", "deit_small_patch16_224", "resnet50"])
 def test_backbones_give_the_eager_numbers(name, executor, soft, precision):
-    """FP32: 1e-5 relative. bf16: eight bits through some fifty layers and two derivatives, 5e-2 as the self-check."""
+    """A replay runs the eager kernels: 1e-5 relative. A compiler's round otherwise, and what becomes of a rounding is
+    the network's matter (ResNet-50 in FP32: 1e-4), so these are held to what one rounding of the inputs makes."""
     reference, step = pair(backbone(name), executor, precision=precision)
     for seed in (1, 2):
         sample = random_sample(seed, batch=8, soft=soft, size=64).to("cuda")
+        bound = 1e-5 if executor == "cuda_graph" else noise_bound(reference, sample, seed)
         for each in (reference, step):
-            each.zero_grad()
-            torch.manual_seed(seed)
-            each(sample)["loss"].backward()
-        assert_equal_steps(step, reference, 1e-5 if precision == "no" else 5e-2)
+            run(each, sample, seed)
+        assert_equal_steps(step, reference, bound)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("executor", ["compiled", *GRAPHS])
 def test_skeletons_give_the_eager_numbers_whatever_is_missing(executor, precision):
-    """One recording, samples with other keypoints missing. FP32: either step is within 5e-6 of float64."""
+    """One recording, samples with other keypoints missing. FP32: either step is within 5e-6 of float64, or within the
+    noise of one rounding."""
     reference, step = pair(skp("masked"), executor, precision=precision)
     for seed, missing in ((1, 0.3), (2, 0.0), (3, 0.8)):
         sample = clips(seed, missing=missing).to("cuda")
+        bound = noise_bound(reference, sample, seed)
         for each in (reference, step):
-            each.zero_grad()
-            each(sample)["loss"].backward()
-        assert_equal_steps(step, reference, 2e-5 if precision == "no" else 5e-2)
+            run(each, sample, seed)
+        assert_equal_steps(step, reference, max(bound, 2e-5))
     assert len(step.executor.steps) == 1
 
 

@@ -11,11 +11,21 @@ import torch
 from networks import CLASSES, random_sample, small_cnn, small_vit
 from test_guided_step import OnceDifferentiable, plain_step
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from provscale.config import Config
 from provscale.engine import Engine, check_supported
 from provscale.errors import UserError
-from provscale.guidance.self_check import plain_gradients, relative_difference, self_check, unwrapped_copy
+from provscale.guidance.executors.eager import EagerExecutor
+from provscale.guidance.self_check import (
+    MOST,
+    few_of,
+    plain_gradients,
+    refuse_unless_alike,
+    relative_difference,
+    self_check,
+    unwrapped_copy,
+)
 from provscale.guidance.step import GuidedStep
 from provscale.sample import Sample
 
@@ -64,6 +74,85 @@ def test_a_right_engine_passes(alpha: float, precision: str) -> None:
     check(small_vit(), alpha=alpha, precision=precision, sample=random_sample(2, 32))
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_one_percent_is_refused_in_any_precision(precision: str) -> None:
+    with pytest.raises(UserError, match=r"gradient of '0\.weight' differs .* by 0\.01 relative"):
+        check(small_cnn(), lambda gradient: 1.01 * gradient, precision=precision)
+
+
+class OtherKernels(TorchDispatchMode):
+    """Kernels of the same precision that round otherwise, as another library's or a compiler's would."""
+
+    ROUND = frozenset({
+        torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default, torch.ops.aten.addmm.default,
+        torch.ops.aten.native_batch_norm.default, torch.ops.aten.native_batch_norm_backward.default,
+    })  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def round(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        ulps = 2 * torch.rand(value.shape, generator=self.generator) - 1
+        return value * (1 + torch.finfo(value.dtype).eps * ulps.to(value.dtype))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in self.ROUND:
+            return result
+        return tuple(map(self.round, result)) if isinstance(result, tuple) else self.round(result)
+
+
+class OtherExecutor:
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        with OtherKernels():
+            losses, gradients = EagerExecutor()(*arguments, **options)
+        return losses, [None if gradient is None else self.scale * gradient for gradient in gradients]
+
+
+def check_executor(network: nn.Module, executor: OtherExecutor, precision: str = "no") -> None:
+    step = GuidedStep(network, ALPHA, precision=precision)
+    step.executor = executor
+    self_check(OneProcess(step), step, unwrapped_copy(step), random_sample(2), KEY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_an_executor_may_differ_by_rounding(precision: str) -> None:
+    """In bf16 that is 8 % of this network's gradient, more than any fixed bound could allow."""
+    check_executor(small_cnn(), OtherExecutor(), precision)
+
+
+def test_an_executor_off_by_one_percent_is_refused() -> None:
+    with pytest.raises(UserError, match=r"differs .* by 0\.01 relative .*guidance.executor auto would train"):
+        check_executor(small_cnn(), OtherExecutor(1.01))
+
+
+def test_rounding_is_no_excuse_for_an_engine_beyond_half_a_percent() -> None:
+    """With noise of any size: the engine is compared in exact arithmetic, where it has none."""
+    values = torch.ones(4)
+    for scale, passes in ((1.004, True), (1.01, False)):
+        engine: Any = OneProcess(GuidedStep(small_cnn(), ALPHA))
+        arguments = (engine, {"x": scale * values}, {"x": values}, lambda: [2 * values], MOST, "")
+        if passes:
+            refuse_unless_alike(*arguments)
+        else:
+            with pytest.raises(UserError, match=r"by 0\.01 relative"):
+                refuse_unless_alike(*arguments)
+
+
+def test_the_engine_is_checked_on_a_few_samples_of_both_kinds() -> None:
+    sample = random_sample(2, batch=40, real=range(0, 40, 2))
+    few = few_of(sample)
+    assert len(few) == 16
+    assert int(few.is_synthetic.sum()) == 8
+    assert few_of(random_sample(2)).inputs.shape == random_sample(2).inputs.shape
+
+
 def test_dropout_draws_alike_in_both_runs() -> None:
     check(nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.Dropout(0.5), nn.SiLU(), nn.Linear(32, CLASSES)))
 
@@ -108,7 +197,7 @@ def test_another_process_refusal_reaches_this_one() -> None:
 def test_the_single_process_engine(accumulation: int, wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real one, which divides each micro-batch's loss by the accumulation; and one that forgets to undo it."""
     config = Config()
-    config.tracking.wandb, config.train.accumulation = "disabled", accumulation
+    config.train.accumulation = accumulation
     step = GuidedStep(small_cnn(), ALPHA)
     reference, engine = unwrapped_copy(step), Engine(config)
     engine.prepare(step, torch.optim.SGD(step.parameters(), lr=0.1))

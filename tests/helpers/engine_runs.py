@@ -16,7 +16,18 @@ import torch
 from paths import ROOT
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-TASKS = ["parity", "checked", "split", "clipped", "refusals", "measure", "state", "other_weights", "trainer"]
+TASKS = [
+    "parity",
+    "channels_last",
+    "checked",
+    "split",
+    "clipped",
+    "refusals",
+    "measure",
+    "state",
+    "other_weights",
+    "trainer",
+]
 
 
 @functools.cache
@@ -36,7 +47,7 @@ def command(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def run(engine: str, folder: Path, *tasks: str, launch: tuple[str, ...] = ()) -> None:
@@ -52,7 +63,7 @@ def finished(engine: str) -> Path:
     """The folder of an engine's results; `one` is the reference process."""
     folder = scratch() / engine
     folder.mkdir()
-    tasks = ["parity", "checked", "clipped", "trainer"] if engine == "one" else list(TASKS)
+    tasks = ["parity", "checked", "clipped", "trainer", "exact"] if engine == "one" else list(TASKS)
     run(engine, folder, *tasks, *(["default_clipping"] if engine.startswith("zero") else []))
     return folder
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from networks import CLASSES, losses_of_its_own, random_sample, small_cnn, small_vit
+from networks import CLASSES, losses_of_its_own, random_sample, small_cnn, small_sat, small_vit
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -23,16 +25,21 @@ from provscale.engine import Engine, build_engine
 from provscale.errors import UserError
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.step import GuidedStep
+from provscale.models import MODELS as NETWORKS
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.sample import Sample
 
 STEPS, BATCH, ALPHA = 3, 8, 0.5
+UNIT_ROUNDOFF = 2.0**-24  # float32's largest relative error of one rounding
+# The whole run has a smooth network on wide maps, for which every rounding error stays small (`exact`). A ReLU or a
+# max-pooling jumps in its second derivative where rounding decides on which side of a kink a value lies, and BatchNorm
+# over a handful of values (32 x 32 pixels end in one) multiplies errors by thousands.
+SMOOTH = {"act_layer": "silu", "replace_stem_pool": True, "zero_init_last": False}
 RUN = [
-    "--data.name=digits", "--data.image_size=32", "--data.batch_size=16", "--synthesis.name=edited",
+    "--data.name=digits", "--data.image_size=96", "--data.batch_size=16", "--synthesis.name=edited",
     "--data.options={train: 64, edits: 32, validation: 15, test: 15}", "--model.name=test_resnet",
-    "--guidance.alpha=0.01",
-    "--train.epochs=1", "--checkpoint.every_steps=3", "--checkpoint.keep=9", "--tracking.wandb=disabled",
-    "--evaluation.batch_size=5",
+    f"--model.options={SMOOTH}", "--guidance.alpha=0.01", "--train.epochs=1", "--checkpoint.every_steps=3",
+    "--checkpoint.keep=9", "--tracking.wandb=disabled", "--evaluation.batch_size=5",
 ]  # fmt: skip
 
 
@@ -53,8 +60,13 @@ def skeleton() -> nn.Module:
     return SkeletonNetwork()
 
 
-MODELS = {"cnn": small_cnn, "vit": small_vit, "skeleton": skeleton, "own losses": losses_of_its_own}
-CASES = [(model, targets, accumulation) for model in MODELS for targets in (1, 2) for accumulation in (1, 2)]
+# `parity` predicts with the last one.
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "own losses": losses_of_its_own, "cnn": small_cnn, "vit": small_vit,
+    "sat": lambda: small_sat(drop_path_rate=0.0), "skeleton": skeleton,
+}  # fmt: skip
+CASES = [(model, targets, accumulation) for model in MODELS for targets in (1, 2) for accumulation in (1, 2)
+         if model != "sat" or targets == 2]  # fmt: skip
 
 
 def training_set(model: str, targets: int, size: int = STEPS * BATCH) -> Sample:
@@ -74,8 +86,11 @@ def configure(model: str, accumulation: int, clip: float | None = None) -> Confi
     config.optim.lr = 0.003 if model == "skeleton" else 0.02
     config.optim.weight_decay, config.optim.head_lr_multiplier = 0.01, 2.0
     config.optim.clip_norm = clip
-    config.tracking.wandb = "disabled"
     return config
+
+
+def channels_last_cnn() -> nn.Module:
+    return small_cnn().to(memory_format=torch.channels_last)
 
 
 def start(config: Config, network: nn.Module, check: Sample | None = None, split: bool = False) -> Engine:
@@ -140,7 +155,23 @@ def checked() -> dict[str, Any]:
 
 def split() -> dict[tuple[str, int, int], Any]:
     """Two passes of the network in one step; some processes' batches have real samples, others none."""
-    return {case: train(*case, check=True, split=True)[0] for case in CASES if case[0] != "cnn" and case[2] == 1}
+    return {
+        case: train(*case, check=True, split=True)[0]
+        for case in CASES
+        if case[0] in ("vit", "skeleton") and case[2] == 1
+    }
+
+
+def channels_last() -> dict[str, Any]:
+    """Trained, saved and loaded."""
+    folder = Path(sys.argv[1]) / "channels-last"
+    MODELS["channels last"] = channels_last_cnn
+    trained, engine = train("channels last", 1, 1)
+    engine.on_main(lambda: folder.mkdir())
+    engine.save(folder)
+    engine.gather(None)
+    engine.load(folder)
+    return trained
 
 
 def clipped() -> dict[str, Any]:
@@ -188,7 +219,7 @@ def state() -> dict[str, Any]:
     result, engine = train("skeleton", 1, 1)
     engine.on_main(lambda: folder.mkdir())
     engine.save(folder)
-    engine.barrier()
+    engine.accelerator.wait_for_everyone()
     return {"network": result["network"], "continued": update(engine)}
 
 
@@ -219,20 +250,40 @@ def update(engine: Engine) -> dict[str, Tensor]:
     return engine.network_state()
 
 
-def trainer() -> dict[str, Any]:
-    """A whole run through the entry point, and its second half again from the checkpoint in the middle."""
+def whole_run(*options: str) -> int:
+    """One run of `RUN` through the entry point; returns its exit code."""
     from provscale.train import main
 
-    folder = Path(sys.argv[1]) / "runs"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     accumulation = 2 if "WORLD_SIZE" in os.environ else 4
-    common = [*RUN, f"--train.accumulation={accumulation}", f"--run.dir={folder}"]
-    codes = []
-    middle = folder / "whole" / "checkpoints" / "step-00000003"
-    for options in (["--run.name=whole"], ["--run.name=half", f"--checkpoint.resume={middle}"]):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        codes.append(main([*common, *options]))
-    return {"codes": codes}
+    return main([*RUN, f"--train.accumulation={accumulation}", f"--run.dir={Path(sys.argv[1]) / 'runs'}", *options])
+
+
+def trainer() -> dict[str, Any]:
+    """A whole run, and its second half again from the checkpoint in the middle."""
+    middle = Path(sys.argv[1]) / "runs" / "whole" / "checkpoints" / "step-00000003"
+    return {"codes": [whole_run("--run.name=whole"), whole_run("--run.name=half", f"--checkpoint.resume={middle}")]}
+
+
+def exact() -> dict[str, Any]:
+    """The whole run in float64; and again with first weights moved by float32's unit roundoff, to see what a rounding
+    error becomes until the end."""
+    NETWORKS.register("float64_resnet")(float64_resnet)
+    model = ["--model.name=float64_resnet", "--train.self_check=false"]
+    moved = f"--model.options={ {**SMOOTH, 'moved': UNIT_ROUNDOFF} }"
+    return {"codes": [whole_run("--run.name=float64", *model), whole_run("--run.name=moved", *model, moved)]}
+
+
+def float64_resnet(num_classes: int, moved: float = 0.0, **options: Any) -> nn.Module:
+    """`test_resnet` with the same first weights in float64, each then moved by the share `moved` up or down."""
+    network = timm.create_model("test_resnet", num_classes=num_classes, **options).double()
+    network.conv1[0].register_forward_pre_hook(lambda module, inputs: inputs[0].double())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 1 + moved * (2 * torch.randint(2, parameter.shape, generator=generator) - 1)
+    return network
 
 
 def bytes_of(value: Any) -> int:
@@ -298,7 +349,7 @@ def dies(action: Any) -> None:
     def planted(self: Trainer, *arguments: Any) -> None:
         if self.progress.step == 2:
             print(f"rank {self.engine.rank} trains", file=sys.stderr, flush=True)
-            self.engine.barrier()
+            self.engine.accelerator.wait_for_everyone()
             if self.engine.rank == 1:
                 action()
         step(self, *arguments)

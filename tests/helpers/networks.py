@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from provscale.models import DeiTSmallSAT
 from provscale.sample import Sample
 
-# Tests run side by side on shared machines, where a second thread costs more than it brings.
-torch.set_num_threads(1)
+# Tests run side by side on shared machines, where a second thread costs more than it brings (`make test-kernels` asks
+# for two, because they add in another order).
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 CLASSES = 5
 
@@ -30,6 +34,20 @@ def small_vit() -> nn.Module:
     """timm's ViT with two blocks on 16 tokens."""
     torch.manual_seed(0)
     return timm.create_model("test_vit", num_classes=CLASSES, img_size=32, patch_size=8, depth=2)
+
+
+def small_sat(**options: Any) -> DeiTSmallSAT:
+    """The network with a localisation token, with two of three blocks masked; 32 x 32 pixels, 2 x 2 patches.
+
+    Weights are larger than at the start, so that attention and foreground differ between tokens.
+    """
+    torch.manual_seed(0)
+    small = {"img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 3, "masked_blocks": 2, "drop_path_rate": 0.3}
+    network = DeiTSmallSAT(**{"num_classes": CLASSES, **small, **options})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return network
 
 
 def smooth_network() -> nn.Module:
@@ -89,6 +107,19 @@ def random_sample(
     if targets == 2:
         sample.mixing_weight = sample.provenance_mask.mean(dim=(1, 2, 3))
     return sample
+
+
+def as_float64(sample: Sample) -> Sample:
+    return sample.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def assert_rounds_alike(found: Tensor, expected: Tensor, exact: Tensor) -> None:
+    """Two computations in one precision are equally far from float64: neither keeps more bits, nor loses more.
+
+    Their distance from each other would not do as a bound: it is a matter of the processor's kernels.
+    """
+    error, usual = relative(found, exact), relative(expected, exact)
+    assert 0 < usual / 1.5 < error < 1.5 * usual, (error, usual)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -22,7 +22,11 @@ from provscale.synthesis.cutmix import cutmix_box
 from provscale.synthesis.difference import difference_mask
 
 KEY = (7, 3)  # seed, epoch
-MIXINGS = {"cutmix": CutMix(), "resizemix": ResizeMix()}
+MIXINGS = {
+    "cutmix": CutMix(),
+    "resizemix": ResizeMix(),
+    "resizemix, OpenMixup's": ResizeMix(placement="clipped", interpolation="nearest"),
+}
 
 
 def photographs(batch: int, height: int = 20, width: int = 28, seed: int = 0) -> Sample:
@@ -224,6 +228,42 @@ def test_resizemix_pastes_the_whole_partner_shrunk(height: int, width: int, low:
             partners.inputs[row : row + 1].double(), (y1 - y0, x1 - x0), mode="bilinear", antialias=True
         )[0].float()
         torch.testing.assert_close(mixed.inputs[row], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 28), (224, 160), (40, 33)])
+def test_resizemix_clipped_squashes_the_partner_into_what_is_left(height: int, width: int) -> None:
+    """Against torch.nn.functional.interpolate, nearest, pixel for pixel."""
+    sample, partners = photographs(12, height, width), photographs(12, height, width, seed=1)
+    mixed = ResizeMix(placement="clipped", interpolation="nearest")(sample, partners, KEY)
+    for row in range(12):
+        x0, y0, x1, y1 = box_of(mixed.provenance_mask[row, 0])
+        expected = sample.inputs[row].clone()
+        expected[:, y0:y1, x0:x1] = F.interpolate(partners.inputs[row : row + 1], (y1 - y0, x1 - x0))[0]
+        assert torch.equal(mixed.inputs[row], expected)
+
+
+def test_resizemix_clipped_boxes_surround_a_uniform_centre() -> None:
+    """Boxes that touch no edge have sides int(scale * side), rounded down to even; the others are shorter."""
+    height, width = 500, 1000
+    mixing = ResizeMix(placement="clipped")
+    boxes = np.array([mixing.box(numpy_generator("box", i), height, width) for i in range(2000)])
+    x0, y0, x1, y1 = boxes.T
+    assert (boxes >= 0).all()
+    assert x1.max() == width
+    assert y1.max() == height
+    inside = (x0 > 0) & (y0 > 0) & (x1 < width) & (y1 < height)
+    assert 0.2 < inside.mean() < 0.6
+    assert np.abs((x1 - x0)[inside] / width - (y1 - y0)[inside] / height).max() <= 2 / height
+    small = (x1 - x0 < 0.2 * width) & (x0 > 0) & (x1 < width)
+    centres = (x0 + x1)[small] / 2
+    assert kstest(centres, "uniform", (centres.min(), np.ptp(centres))).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"placement": "centre"}, {"interpolation": "cubic"}])
+def test_resizemix_refuses_unknown_variants(options: dict[str, str]) -> None:
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(UserError, match=rf"synthesis\.options\.{name}: is '{value}'"):
+        build_synthesis(SynthesisConfig("resizemix", options=options))
 
 
 def test_resizemix_scale_is_uniform_and_the_box_inside() -> None:

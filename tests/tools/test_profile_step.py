@@ -143,3 +143,18 @@ def test_mistakes_are_one_line(tool: ModuleType, arguments: list[str], message: 
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_phase_on_cuda_ends_when_the_device_is_done(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its kernels would run outside it, and the time outside operations would be negative."""
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append("device"))
+    case = tool.Case("test_resnet", 2, 32)
+    step = GuidedStep(tool.build(case).train(), 0.1)
+    sample = tool.make_sample(case, "soft", torch.device("cpu"))
+    with tool.phases_recorded(on_cuda=True):
+        step(sample, alpha=0.1)
+    assert waited == ["device", "device"]  # forward pass, input gradients
+    with tool.phases_recorded(on_cuda=False):
+        step(sample, alpha=0.1)
+    assert len(waited) == 2

@@ -6,22 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_runs import arguments, rows, train
 
 from provscale.tracking.metrics_file import MetricsFile, read_metrics
 from provscale.tracking.wandb import has_wandb_login
+from provscale.trainer import Trainer
 
 
 def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path, 0)
     for step in range(1, 5):
-        first.write({"kind": "train", "step": step})
-    first.close()
+        first.log("train", {"kind": "train", "step": step}, step)
+    first.close(failed=True)
     resumed = MetricsFile(path, 2)
-    resumed.write({"kind": "train", "step": 3})
-    resumed.close()
+    resumed.log("train", {"kind": "train", "step": 3}, 3)
+    resumed.close(failed=False)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
 
 
@@ -29,7 +31,7 @@ def test_line_cut_off_by_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1}]
-    MetricsFile(path, 9).close()
+    MetricsFile(path, 9).close(failed=False)
     assert path.read_text() == '{"step": 1}\n'
 
 
@@ -84,7 +86,7 @@ def test_a_server_that_cannot_be_reached_does_not_stop_training(
     """Port 9 of this machine refuses: after the time allowed, everything is recorded offline."""
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("provscale.tracking.WANDB_TIMEOUT", 2)
+    monkeypatch.setattr("provscale.tracking.wandb.WANDB_TIMEOUT", 2)
     run = train(tmp_path, tracking__wandb="online", train__max_steps=1)
     assert "cannot be reached" in capsys.readouterr().err
     assert len(sessions(run)) == 1
@@ -140,6 +142,27 @@ def test_what_is_sent_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     train(tmp_path, tracking__wandb="offline", run__group="demo", run__tags="[a, b]")
     assert recorder.arguments["id"] == identity
     assert recorder.arguments["resume"] == "allow"
+
+
+@pytest.mark.usefixtures("no_login")
+def test_wandb_without_its_helper_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It dies of the SIGTERM that SLURM sends to a job: training goes on, and the session is replaced on resume."""
+    original = Trainer.optimizer_step
+
+    def optimizer_step(self: Trainer, *rest: Any) -> None:
+        original(self, *rest)
+        if self.progress.step == 2:
+            (helper,) = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name()]
+            helper.kill()
+            helper.wait(30)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", optimizer_step)
+    run = train(tmp_path, tracking__wandb="offline", train__max_steps=4)
+    assert capsys.readouterr().err.count("tracking: wandb failed (") == 1
+    assert [row["step"] for row in rows(run) if row["kind"] == "train"] == [1, 2, 3, 4]
+    assert json.loads((run / "wandb_session.json").read_text())["first_step"] == 0
 
 
 def test_disabled_means_nothing_of_wandb(tmp_path: Path) -> None:

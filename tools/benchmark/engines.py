@@ -92,7 +92,6 @@ class Server:
         GradientState._reset_state()
         config = Config()
         config.data.batch_size = case.batch
-        config.tracking.wandb = "disabled"
         engine = build_engine(config)
         if case.batch % engine.world_size:
             raise UserError(f"benchmark: a batch of {case.batch} cannot be divided over {engine.world_size} processes")

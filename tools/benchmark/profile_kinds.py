@@ -18,7 +18,8 @@ OWN_KINDS = {
 """Whatever these are called by, they are arithmetic; regular expressions for ATen names, the first that fits."""
 CALLERS = {
     NORM: r"(Native|Cudnn|Miopen|Masked)?(BatchNorm|LayerNorm|GroupNorm)\w*",
-    ACTIVATION: r"(Log)?(Softmax|Gelu|Relu|Silu|Threshold|Sigmoid|Tanh|Hardtanh|Hardswish|LeakyRelu)\w*Backward\w*",
+    ACTIVATION: r"(Attention|(Log)?Softmax|Gelu|Relu|Silu|Threshold|Sigmoid|Tanh|Hardtanh|Hardswish|LeakyRelu)"
+    r"\w*Backward\w*",
     POOLING: r"(Amax|Amin|Max|MaxPool|AvgPool|AdaptiveAvgPool)\w*Backward\w*",
 }
 """Nodes of the autograd graph: what they call without a kernel of its own belongs to their kind."""

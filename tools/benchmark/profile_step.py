@@ -63,13 +63,13 @@ class Profile:
 
 
 @contextmanager
-def phases_recorded() -> Iterator[None]:
+def phases_recorded(on_cuda: bool) -> Iterator[None]:
     """Names forward pass and input gradients of every step inside; restores the package's functions after it."""
     saved = {name: getattr(objective, name) for name in FUNCTIONS}
 
     def named(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            with record_function(phase):
+            with phase_of(phase, on_cuda):
                 return function(*arguments)
 
         return call
@@ -83,14 +83,22 @@ def phases_recorded() -> Iterator[None]:
             setattr(objective, name, function)
 
 
+@contextmanager
+def phase_of(name: str, on_cuda: bool) -> Iterator[None]:
+    """A named range; on CUDA it ends when the device has done what was started in it, so that it holds its kernels."""
+    with record_function(name):
+        yield
+        if on_cuda:
+            torch.cuda.synchronize()
+
+
 def run_step(step: GuidedStep, sample: Sample, alpha: float) -> None:
     """One training step up to the gradients."""
-    with record_function(PARAMETERS):  # what is left of it once the two others are taken out
+    on_cuda = sample.inputs.is_cuda
+    with phase_of(PARAMETERS, on_cuda):  # what is left of it once the two others are taken out
         loss = step(sample, alpha=alpha)["loss"]
-    with record_function(HANDOVER):
+    with phase_of(HANDOVER, on_cuda):
         loss.backward()
-    if sample.inputs.is_cuda:
-        torch.cuda.synchronize()
     step.zero_grad(set_to_none=True)
 
 
@@ -105,7 +113,7 @@ def profile_step(step: GuidedStep, sample: Sample, alpha: float) -> Profile:
     on_cuda = sample.inputs.is_cuda
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
     unprofiled = timed(step, sample, alpha)[0 if on_cuda else 1]
-    with phases_recorded(), profile(activities=activities) as recorded:
+    with phases_recorded(on_cuda), profile(activities=activities) as recorded:
         wall, cpu = timed(step, sample, alpha)
     found = summarise(recorded.events(), on_cuda)
     scale = 1.0 if on_cuda else cpu / wall

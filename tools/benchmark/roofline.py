@@ -100,9 +100,13 @@ def measure_machine(device: torch.device, precisions: Sequence[str]) -> dict[str
     on_cuda = device.type == "cuda"
     size = 8192 if on_cuda else 2048
     found = {}
+    product = torch.get_float32_matmul_precision()
+    # A limit of convolutions too, and these round to TF32 on a GPU unless they are told not to.
+    torch.set_float32_matmul_precision("high" if on_cuda and torch.backends.cudnn.allow_tf32 else product)
     for precision in precisions:
         matrix = torch.randn(size, size, device=device, dtype=PRECISIONS[precision] or torch.float32)
         found[precision] = 2 * size**3 / seconds_of(partial(torch.mm, matrix, matrix), 5, device) / GIGA
+    torch.set_float32_matmul_precision(product)
     source = torch.zeros((1 << 30 if on_cuda else 1 << 28) // 4, device=device)
     target = torch.empty_like(source)
     found["GB/s"] = 2 * 4 * source.numel() / seconds_of(lambda: target.copy_(source), 5, device) / GIGA

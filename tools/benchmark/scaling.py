@@ -86,8 +86,8 @@ def backbones() -> list[Backbone]:
 
     rows: list[tuple[str, tuple[int, int], str, int]] = [
         ("UCF101-24, SKP", registered("skp", 24, lambda: (0, 0)), "soft", 30),
-        ("CUB, VGG16-CAM", registered("vgg_cam", 200, lambda: vgg16_cam(200)), "soft", 32),
-        ("CUB, DeiT-S (SAT)", registered("deit_sat", 200, lambda: deit_s_sat(200)), "soft", 32),
+        ("CUB, VGG16-CAM", registered("vgg16_cam", 200, lambda: vgg16_cam(200)), "soft", 32),
+        ("CUB, DeiT-S (SAT)", registered("deit_small_sat", 200, lambda: deit_s_sat(200)), "soft", 32),
         ("CUB, ResNet-50", resnet(200), "hard", 128),
         ("iWildCam, ResNet-50", resnet(7), "hard", 128),
         ("Waterbirds, ResNet-50", resnet(2), "hard", 128),

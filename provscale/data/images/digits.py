@@ -165,7 +165,7 @@ class TexturedDigits(Dataset[Item]):
         turn, target = divmod(index, self.num_classes)
         if self.split in ("train", "edits"):
             usual = target % len(self.textures)
-            image, object_mask = self._compose("train", index, target, turn, background=usual)
+            image, object_mask = self._compose("train", index, target, background=usual)
             if self.split == "train":
                 return self._item(image, object_mask, target, background=usual, name=f"train-{index:05d}")
             background = (target + 1 + turn % (self.num_classes - 1)) % self.num_classes
@@ -174,7 +174,7 @@ class TexturedDigits(Dataset[Item]):
             item.is_synthetic, item.source = True, _image(image)
             return item
         background = turn % len(self.textures)
-        image, object_mask = self._compose(self.split, index, target, turn, background)
+        image, object_mask = self._compose(self.split, index, target, background)
         return self._item(image, object_mask, target, background, f"{self.split}-{index:05d}")
 
     def label(self, index: int) -> int:
@@ -184,25 +184,23 @@ class TexturedDigits(Dataset[Item]):
     def digit_of(self, index: int) -> int:
         """Which of its class's 500 MNIST digits sample `index` shows."""
         turn, target = divmod(index, self.num_classes)
-        return self._digit_number("train" if self.split == "edits" else self.split, target, turn)
-
-    def _generator(self, split: str, index: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, SPLITS.index(split), index))
-
-    def _digit_number(self, split: str, target: int, turn: int) -> int:
-        """The `turn`-th digit of a class: all digits of the split in random order, then the same order again."""
+        split = "train" if self.split == "edits" else self.split
         first, last = DIGITS_OF_SPLIT[split]
+        # All digits of the split in random order, then the same order again.
         order = np.random.default_rng((self.seed, SPLITS.index(split), self.classes[target], last)).permutation(
             last - first
         )
         return first + int(order[turn % len(order)])
 
+    def _generator(self, split: str, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, SPLITS.index(split), index))
+
     def _compose(
-        self, split: str, index: int, target: int, turn: int, background: int
+        self, split: str, index: int, target: int, background: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """An image uint8 [size, size, 3] and its object's mask bool [size, size]."""
         generator = self._generator(split, index)
-        digit = _digits()[self.classes[target]][self._digit_number(split, target, turn)]
+        digit = _digits()[self.classes[target]][self.digit_of(index)]
         side = round(self.size * generator.uniform(*self.digit_scale))
         top, left = generator.integers(0, self.size - side + 1, size=2)
         if self.object == "plate":

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +32,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from provscale.config import DataConfig
-from provscale.data.decode import decode_plain, decode_rgb
+from provscale.data.decode import decode_plain, decode_rgb, read_image
 from provscale.data.splits import DATA_SETS, Chosen, DataSplits, OnDemand
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 from provscale.sample import Item
-
-Decoded = TypeVar("Decoded", torch.Tensor, np.ndarray)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BOX = ("x0", "y0", "x1", "y1")
@@ -135,6 +133,9 @@ class FolderSplit:
     def label(self, index: int) -> int:
         return int(self.rows[index]["label"])
 
+    def item_id(self, index: int) -> str:
+        return str(self.rows[index]["file_name"])
+
     def with_annotations(self) -> FolderSplit:
         """The same images with group, box and object mask."""
         annotated = copy.copy(self)
@@ -161,11 +162,11 @@ class FolderSplit:
 
     def __getitem__(self, index: int) -> Item:
         row = self.rows[index]
-        image = tv_tensors.Image(self.open(row["file_name"], decode_rgb))
+        image = tv_tensors.Image(read_image(self.folder / row["file_name"], decode_rgb))
         item = Item(image, int(row["label"]), str(self.folder / row["file_name"]), is_synthetic=self.edited)
         size = tuple(image.shape[1:])
         if self.edited and row.get("source_file_name"):
-            item.source = tv_tensors.Image(self.open(row["source_file_name"], decode_rgb))
+            item.source = tv_tensors.Image(read_image(self.folder / row["source_file_name"], decode_rgb))
         if self.edited and row.get("mask_file_name"):
             item.provenance_mask = tv_tensors.Mask(self.mask(row["mask_file_name"], size))
         if not self.annotated:
@@ -180,18 +181,10 @@ class FolderSplit:
             )
         return item
 
-    def open(self, name: str, decode: Callable[[Path], Decoded]) -> Decoded:
-        path = self.folder / name
-        try:
-            return decode(path)
-        except Exception as error:  # Pillow's decoders raise many types
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise UserError(f"{path}: cannot be read as an image ({reason}); replace or remove this file") from None
-
     def mask(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
         """float32 [1, H, W] in [0, 1]."""
-        values = self.open(name, decode_plain)
         path = self.folder / name
+        values = read_image(path, decode_plain)
         if values.ndim != 2:
             raise UserError(f"{path}: a mask must have one channel, this image has shape {values.shape}")
         if values.shape != size:

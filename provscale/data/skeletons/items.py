@@ -8,11 +8,13 @@ missing, and `valid_mask` is 0 there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from provscale.data.skeletons.augment import Augmentation
 from provscale.data.skeletons.clips import SkeletonClip
 from provscale.data.skeletons.tracks import link_boxes, skeleton_boxes
 from provscale.data.skeletons.tubes import GroundTruth
@@ -129,10 +131,19 @@ class SkeletonViews:
     Attributes:
         ground_truth: the tubes that these clips are evaluated against.
         box_margin: share of a skeleton's size added on each side to make it a box.
+        tracks: folder of person tracks that are evaluated in place of the skeletons' boxes, or None.
     """
 
-    def __init__(self, clips: SkeletonItems, frames: int, ground_truth: GroundTruth, box_margin: float = 0.0) -> None:
+    def __init__(
+        self,
+        clips: SkeletonItems,
+        frames: int,
+        ground_truth: GroundTruth,
+        box_margin: float = 0.0,
+        tracks: Path | None = None,
+    ) -> None:
         self.source, self.frames, self.ground_truth, self.box_margin = clips, frames, ground_truth, box_margin
+        self.tracks = tracks
         self.places: list[tuple[int, int]] = []
         for index, clip in enumerate(clips.clips):
             starts, ends = segments(clip.keypoints.shape[1], frames)
@@ -169,13 +180,22 @@ class SampleFrames:
         frames: F.
         random: draw the frame of each part, and mirror half of the clips; else the middle frame.
         mirrored: for each keypoint, the one it becomes in a mirror; None: never mirror.
+        augmentation: of random ones, before frames are drawn; None = nothing.
     """
 
-    def __init__(self, frames: int, random: bool, mirrored: Sequence[int] | None = MIRRORED) -> None:
-        self.frames, self.random = frames, random
+    def __init__(
+        self,
+        frames: int,
+        random: bool,
+        mirrored: Sequence[int] | None = MIRRORED,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.frames, self.random, self.augmentation = frames, random, augmentation
         self.mirrored = None if mirrored is None else torch.tensor(list(mirrored))
 
     def __call__(self, item: Item) -> Item:
+        if self.random and self.augmentation is not None:
+            item = self.augmentation(item)
         starts, ends = (torch.from_numpy(edge) for edge in segments(item.inputs.shape[1], self.frames))
         share = torch.rand(self.frames) if self.random else torch.full((self.frames,), 0.5)
         chosen = torch.minimum(starts + (share * (ends - starts)).long(), ends - 1)

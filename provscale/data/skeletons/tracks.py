@@ -1,4 +1,4 @@
-"""From per-frame person boxes to tracks: boxes of skeletons, linking over frames, association with ground truth.
+"""From per-frame person boxes to tracks: boxes of skeletons, and linking them over frames.
 
 D is the number of boxes in one video, over all its frames; `frames` int64 [D] gives each box its 0-based frame.
 Overlaps use inclusive pixel coordinates (+1 in widths and heights), as the ACT evaluation does.
@@ -6,7 +6,6 @@ Overlaps use inclusive pixel coordinates (+1 in widths and heights), as the ACT 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from provscale.data.skeletons.clips import SkeletonClip
-from provscale.data.skeletons.tubes import Tube
 
 
 class SkeletonBoxes(NamedTuple):
@@ -87,7 +85,7 @@ def link_boxes(frames: np.ndarray, boxes: np.ndarray, min_iou: float = 0.5) -> l
         min_iou: smallest overlap of a link.
 
     Returns:
-        For each track the positions (int64, into the D boxes) of its boxes, one a frame, in order of frames. Every
+        For each track the positions (int64, into the D boxes) of its boxes, one per frame, in order of frames. Every
         box is in exactly one track.
     """
     order = np.argsort(frames, kind="stable")
@@ -113,31 +111,6 @@ def link_boxes(frames: np.ndarray, boxes: np.ndarray, min_iou: float = 0.5) -> l
             track.append(successors[track[-1]])
         tracks.append(np.array(track))
     return tracks
-
-
-def associate_with_tubes(
-    frames: np.ndarray, boxes: np.ndarray, tubes: Sequence[Tube], min_iou: float = 0.5
-) -> np.ndarray:
-    """The ground-truth tube of each box: in every frame, the one-to-one assignment with the largest sum of IoUs.
-
-    Args:
-        frames: int [D].
-        boxes: [D, 4] xyxy in pixels of the tubes' frame.
-        tubes: of the same video.
-        min_iou: smallest overlap of a pair.
-
-    Returns:
-        int64 [D], position in `tubes`; -1 for a box that belongs to none.
-    """
-    owner = np.full(len(frames), -1)
-    for frame in np.unique(frames):
-        rows = np.flatnonzero(frames == frame)
-        present = [index for index, tube in enumerate(tubes) if tube.first_frame <= frame < tube.end_frame]
-        if present:
-            truth = np.stack([tubes[index].boxes[frame - tubes[index].first_frame] for index in present])
-            found, matched = _assign(box_iou(boxes[rows, None], truth), min_iou)
-            owner[rows[found]] = np.array(present)[matched]
-    return owner
 
 
 def _assign(ious: np.ndarray, min_iou: float) -> tuple[np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ def label_of_class(name: str, where: str, classes: Sequence[str] = UCF101_24_CLA
 
 
 def read_testlist(path: str | Path, classes: Sequence[str] = UCF101_24_CLASSES) -> list[str]:
-    """Reads video names, one a line, e.g. "Basketball/v_Basketball_g01_c01"; ".avi" and a trailing label are dropped.
+    """Reads video names, one per line, e.g. "Basketball/v_Basketball_g01_c01"; ".avi" and a trailing label are dropped.
 
     Raises:
         UserError: the file is missing or empty, a name is repeated or its class is none of `classes`.
@@ -117,7 +117,7 @@ def read_testlist(path: str | Path, classes: Sequence[str] = UCF101_24_CLASSES) 
             raise UserError(f"{where}: '{video}' is no video name; expected Class/v_Class_g01_c01")
         label_of_class(name, where, classes)
         if video in videos:
-            raise UserError(f"{where}: '{video}' is listed twice; keep one line a video")
+            raise UserError(f"{where}: '{video}' is listed twice; keep one line per video")
         videos[video] = None
     if not videos:
         raise UserError(f"{path}: no video in this list; expected one video a line")
@@ -162,7 +162,7 @@ def read_pyannot(
             boxes = _matrix(_field(annotation, "boxes", here), 4, here)
             if end - first != len(boxes):
                 raise UserError(
-                    f"{here}: frames {first} to {end} (exclusive) but {len(boxes)} boxes; one a frame needed"
+                    f"{here}: frames {first} to {end} (exclusive) but {len(boxes)} boxes; one per frame needed"
                 )
             boxes[:, 2:] += boxes[:, :2]
             truth.tubes[video].append(_checked(Tube(video, label, first, boxes), frames, UCF101_RESOLUTION, here))
@@ -211,7 +211,7 @@ def read_ucf101v2(path: str | Path, split: int = 1, classes: Sequence[str] = UCF
                 rows = _matrix(array, 5, where)
                 first = int(rows[0, 0]) - 1 if len(rows) else 0
                 if not np.array_equal(rows[:, 0], np.arange(first + 1, first + 1 + len(rows))):
-                    raise UserError(f"{where}: the frames of a tube are not consecutive; give one row a frame")
+                    raise UserError(f"{where}: the frames of a tube are not consecutive; give one row per frame")
                 tube = Tube(video, labels[int(found)], first, np.ascontiguousarray(rows[:, 1:]))
                 truth.tubes[video].append(_checked(tube, frames, (height, width), where))
     truth.train_videos = _split(data, "train_videos", split, path)

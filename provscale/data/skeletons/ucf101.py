@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from provscale.config import DataConfig
+from provscale.data.skeletons.augment import Augmentation
 from provscale.data.skeletons.clips import SkeletonClip, read_skeletons
 from provscale.data.skeletons.items import COCO_KEYPOINTS, MIRRORED, SampleFrames, SkeletonItems, SkeletonViews
 from provscale.data.skeletons.tubes import UCF101_24_CLASSES, GroundTruth, read_pyannot, read_ucf101v2
@@ -35,6 +36,7 @@ class SkeletonOptions:
         box_margin: share of a skeleton's width and height added on each side to make it a person's box: keypoints end
             at eyes and ankles.
         flip: mirror half of the training clips.
+        scale, shift, rotation, crop, drop: further augmentation of training clips, see `Augmentation`; 0 = none.
     """
 
     frames: int = 32
@@ -42,6 +44,11 @@ class SkeletonOptions:
     min_score: float = 0.1
     box_margin: float = 0.1
     flip: bool = True
+    scale: float = 0.0
+    shift: float = 0.0
+    rotation: float = 0.0
+    crop: float = 0.0
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises UserError when a value is out of range."""
@@ -54,6 +61,13 @@ class SkeletonOptions:
         for name, (good, text) in allowed.items():
             if not good:
                 raise UserError(f"data.options.{name}: is {getattr(self, name)}, must be {text}")
+        self.augmentation()
+
+    def augmentation(self) -> Augmentation | None:
+        """What changes training clips beside mirroring; None = nothing. Raises UserError: a value out of range."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(Augmentation)}
+        augmentation = Augmentation(**values)
+        return augmentation if any(values.values()) else None
 
 
 @dataclass
@@ -66,12 +80,15 @@ class UCF101Options(SkeletonOptions):
             pyannot.pkl.
         test_list: names of the test videos in `data.root`, which pyannot.pkl needs.
         classes: class names, for data of one's own.
+        tracks: folder in `data.root` with person tracks (see `person_tracks`), whose boxes are scored by the skeletons
+            inside them; null = boxes are the extents of skeletons.
     """
 
     annotations: str = "ucf101_2d.pkl"
     ground_truth: str = "pyannot.pkl"
     test_list: str = "testlist01.txt"
     classes: tuple[str, ...] = UCF101_24_CLASSES
+    tracks: str | None = None
 
 
 def group_of_video(name: str) -> str:
@@ -82,7 +99,11 @@ def group_of_video(name: str) -> str:
 
 
 def skeleton_splits(
-    clips: dict[str, SkeletonClip], truth: GroundTruth, classes: Sequence[str], options: SkeletonOptions
+    clips: dict[str, SkeletonClip],
+    truth: GroundTruth,
+    classes: Sequence[str],
+    options: SkeletonOptions,
+    tracks: Path | None = None,
 ) -> DataSplits:
     """The splits of a skeleton data set: training, validation and test videos of `truth` that have a clip.
 
@@ -102,7 +123,7 @@ def skeleton_splits(
 
     def views(names: Sequence[str], split: str) -> SkeletonViews:
         own = replace(truth, test_videos=list(names))
-        return SkeletonViews(items(names, split), options.frames, own, options.box_margin)
+        return SkeletonViews(items(names, split), options.frames, own, options.box_margin, tracks)
 
     train = [name for name in truth.train_videos if name in clips]
     counts = {clip.keypoints.shape[2] for clip in clips.values()}
@@ -121,7 +142,9 @@ def skeleton_splits(
         evaluated_train=lambda positions: views([train[position] for position in positions], "training"),
         num_classes=len(classes),
         class_names=tuple(classes),
-        train_transform=SampleFrames(options.frames, random=True, mirrored=MIRRORED if options.flip else None),
+        train_transform=SampleFrames(
+            options.frames, True, MIRRORED if options.flip else None, augmentation=options.augmentation()
+        ),
         evaluation_transform=SampleFrames(options.frames, random=False),
         metrics=("video_ap", "group_accuracy"),
         best="video_ap@0.5",
@@ -151,4 +174,7 @@ def build(config: DataConfig, seed: int, options: UCF101Options) -> DataSplits:
     )
     # All videos of UCF101 have one resolution, and coordinates are normalised by it.
     found = read_skeletons(root / names["annotations"], truth.frame_counts, classes=classes)
-    return skeleton_splits(found.clips, truth, classes, options)
+    tracks = None if options.tracks is None else root / options.tracks
+    if tracks is not None and not tracks.is_dir():
+        raise UserError(f"data.options.tracks: {tracks} is no folder; it needs one folder per video with its tracks")
+    return skeleton_splits(found.clips, truth, classes, options, tracks)

@@ -13,16 +13,16 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor_config
 from torch import Tensor, fx, nn
-from torch._dynamo import lookup_backend
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from provscale.errors import UserError
 from provscale.guidance.executors.base import EXECUTORS
+from provscale.guidance.executors.eager import EagerExecutor
 from provscale.guidance.executors.recording import (
     FlatResult,
+    StepModule,
     announce,
     from_arguments,
     signature,
@@ -39,19 +39,6 @@ def fix_shapes(network: nn.Module, executor: str) -> None:
         ask = getattr(module, "fix_shapes", None)
         if ask is not None:
             ask(executor)
-
-
-class StepModule(nn.Module):
-    """The objective as a module, so that `functional_call` can put other tensors in the network's place."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, parameters: Sequence[Tensor], sample: Sample, objective: Objective, alpha: float | Tensor
-    ) -> tuple[Losses, Gradients]:
-        return objective(self.network, parameters, sample, alpha, verify=True)
 
 
 class TracedStep:
@@ -73,7 +60,7 @@ class TracedStep:
         self.parameters = dict(network.named_parameters())
         self.buffers = dict(network.named_buffers())
         self.objective = objective
-        self.module = StepModule(network)
+        self.module = StepModule(EagerExecutor(), network)
         trained = {id(parameter) for parameter in parameters}
         self.trained = [name for name, parameter in self.parameters.items() if id(parameter) in trained]
         arguments = step_arguments(sample, objective, alpha)
@@ -96,9 +83,8 @@ class TracedStep:
             state[name] = state[name].detach().requires_grad_()
         sample, objective, alpha = from_arguments(dict(zip(self.names, remaining, strict=True)), self.objective)
         swapped = {f"network.{name}": tensor for name, tensor in state.items()}
-        losses, gradients = functional_call(
-            self.module, swapped, ([state[name] for name in self.trained], sample, objective, alpha)
-        )
+        arguments = ([state[name] for name in self.trained], sample, objective, alpha)
+        losses, gradients = functional_call(self.module, swapped, arguments, {"verify": True})
         self.result, flat = FlatResult.flatten(losses, gradients)
         return flat
 
@@ -150,6 +136,10 @@ class CompiledExecutor:
         alpha: float | Tensor,
     ) -> tuple[TracedStep, Callable[..., Any]] | None:
         """Traces, compiles and tries one signature; None, after one warning, where that fails."""
+        # The compiler is two thirds of what importing the package would load.
+        import torch._inductor.config as inductor_config
+        from torch._dynamo import lookup_backend
+
         started = time.perf_counter()
         device = sample.inputs.device
         fix_shapes(network, "compiled")

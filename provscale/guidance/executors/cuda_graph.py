@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from provscale.errors import UserError
 from provscale.guidance.executors.base import EXECUTORS, Executor
@@ -20,6 +21,7 @@ from provscale.guidance.executors.compiled import CompiledExecutor, fix_shapes
 from provscale.guidance.executors.eager import EagerExecutor
 from provscale.guidance.executors.recording import (
     FlatResult,
+    StepModule,
     announce,
     from_arguments,
     signature,
@@ -95,18 +97,32 @@ class RecordedStep:
             name: tensor.detach().clone() for name, tensor in step_arguments(sample, objective, alpha).items()
         }
         static = from_arguments(self.static, objective)
+        # New leaves on the parameters' memory. A parameter's own accumulation node may be alive (DDP and ZeRO keep it,
+        # and so does any loss that still exists); it belongs to the default stream, which a capture must not touch.
+        leaves = {id(parameter): parameter.detach().requires_grad_() for parameter in parameters}
+        swapped = {f"network.{name}": leaves.get(id(p), p.detach()) for name, p in network.named_parameters()}
+        module = StepModule(inner, network)
 
         def run(verify: bool = False) -> list[Tensor]:
             # A cast of the weights cached outside would be read, stale, by every replay.
             torch.clear_autocast_cache()
-            self.result, flat = FlatResult.flatten(*inner(network, parameters, *static, verify=verify))
+            arguments = (list(leaves.values()), *static)
+            self.result, flat = FlatResult.flatten(*functional_call(module, swapped, arguments, {"verify": verify}))
             return flat
 
         with state_preserved(network, device):
             with side_stream(device):
                 for number in range(WARM_UP if device.type == "cuda" else 1):
                     run(verify=number == 0)
-            self.recording = record(run, pool)
+            try:
+                self.recording = record(run, pool)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0][:300]
+                raise UserError(
+                    f"guidance.executor: the step cannot be recorded as a CUDA graph ({reason}); set it to eager"
+                ) from None
 
     def __call__(self, sample: Sample, objective: Objective, alpha: float | Tensor) -> tuple[Losses, Gradients]:
         for name, tensor in step_arguments(sample, objective, 0.0).items():
@@ -114,8 +130,10 @@ class RecordedStep:
         if "alpha" in self.static:
             self.static["alpha"].fill_(alpha)  # no transfer, so the host does not wait
         self.recording.replay()
-        # Copies: the next replay overwrites its outputs, and the caller may still hold these.
-        return self.result.restore([output.clone() for output in self.recording.outputs])
+        # Copies: the next replay overwrites its outputs, and the caller may still hold these. One call for all.
+        copies = [torch.empty_like(output) for output in self.recording.outputs]
+        torch._foreach_copy_(copies, self.recording.outputs)
+        return self.result.restore(copies)
 
 
 @contextmanager

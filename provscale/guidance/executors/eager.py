@@ -13,6 +13,7 @@ from provscale.guidance.split_batch import parts_of, refuse_batch_statistics
 from provscale.sample import Sample
 
 
+@EXECUTORS.register("auto")  # where no trainer chooses
 @EXECUTORS.register("eager")
 class EagerExecutor:
     """Runs the objective as it is; with `split_batch`, a batch's synthetic and real samples one after the other."""

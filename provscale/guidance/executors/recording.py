@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from provscale.guidance.executors.base import Executor
 from provscale.guidance.objective import Gradients, Losses, Objective, is_guided
 from provscale.sample import Sample
 
@@ -76,6 +77,24 @@ def state_preserved(network: nn.Module, device: torch.device) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in zip(network.buffers(), before, strict=True):
                     buffer.copy_(value)
+
+
+class StepModule(nn.Module):
+    """An executor's step as a module, so that `functional_call` can put other tensors in the network's place."""
+
+    def __init__(self, executor: Executor, network: nn.Module) -> None:
+        super().__init__()
+        self.executor, self.network = executor, network
+
+    def forward(
+        self,
+        parameters: Sequence[Tensor],
+        sample: Sample,
+        objective: Objective,
+        alpha: float | Tensor,
+        verify: bool,
+    ) -> tuple[Losses, Gradients]:
+        return self.executor(self.network, parameters, sample, objective, alpha, verify=verify)
 
 
 @dataclass

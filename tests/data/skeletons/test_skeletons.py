@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from provscale.data.skeletons.clips import UCF101_CLASSES, SkeletonClip, read_skeletons, write_skeletons
-from provscale.data.skeletons.tracks import associate_with_tubes, box_iou, link_boxes, skeleton_boxes
-from provscale.data.skeletons.tubes import UCF101_24_CLASSES, Tube
+from provscale.data.skeletons.tracks import box_iou, link_boxes, skeleton_boxes
+from provscale.data.skeletons.tubes import UCF101_24_CLASSES
 from provscale.errors import UserError
 
 DUNK, DIVING = "BasketballDunk/v_BasketballDunk_g01_c01", "Diving/v_Diving_g02_c03"
@@ -45,7 +45,7 @@ def test_link_boxes_maximises_the_sum_of_overlaps() -> None:
     assert [track.tolist() for track in tracks] == [[0, 3], [1, 2]]
 
 
-def test_skeletons_belong_to_tubes() -> None:
+def test_boxes_of_skeletons() -> None:
     keypoints, scores = np.zeros((2, 3, 2, 2), dtype=np.float32), np.zeros((2, 3, 2), dtype=np.float32)
     keypoints[0, :2], scores[0, :2] = [[10, 20], [19, 29]], 0.9
     keypoints[1, 1], scores[1, 1] = [[100, 20], [300, 300]], [0.9, 0.1]
@@ -55,10 +55,6 @@ def test_skeletons_belong_to_tubes() -> None:
     assert found.persons.tolist() == [0, 0, 1]
     assert found.boxes.tolist() == [[10, 20, 19, 29], [10, 20, 19, 29], [100, 20, 100, 20]]
     assert skeleton_boxes(clip, 0.5, margin=1 / 9).boxes[0].tolist() == pytest.approx([9, 19, 20, 30])
-    tubes = [Tube(DUNK, 1, 1, np.array([[10, 20, 19, 29.0]])), Tube(DUNK, 1, 0, np.array([[10, 22, 19, 31.0]] * 2))]
-    # Frame 0: tube 1 only, 80 of 120 pixels. Frame 1: tube 0 fits best. The lone pixel belongs to nobody.
-    assert associate_with_tubes(found.frames, found.boxes, tubes).tolist() == [1, 0, -1]
-    assert associate_with_tubes(found.frames, found.boxes, tubes, min_iou=0.7).tolist() == [-1, 0, -1]
 
 
 # skeletons

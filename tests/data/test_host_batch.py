@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from provscale.data.host_batch import HostSample
 from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.transforms import ItemTransform
-from provscale.data.transit import HostSample
 from provscale.errors import UserError
 from provscale.sample import Item, Sample, collate
 from provscale.synthesis import Synthesis
@@ -113,7 +113,7 @@ def test_normalising_leaves_its_input_alone() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bytes_travel_and_masks_of_ones_do_not(workers: int) -> None:
-    """224 kB of image and 200 kB of mask a sample would be floats; a batch of real images is its bytes."""
+    """224 kB of image and 200 kB of mask per sample would be floats; a batch of real images is its bytes."""
     first, second = load(Images(masked=(7,)), workers)
     assert first.inputs.dtype == torch.uint8
     assert first.provenance_mask.shape == (3, 1, 1, 1)
