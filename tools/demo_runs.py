@@ -24,7 +24,7 @@ def train_all(task: str, arms: Sequence[Arm], seeds: Sequence[int], folder: Path
     """Run folders of each arm, in the order of the seeds; `jobs` runs are trained at a time."""
     each = [(arm, words, seed) for seed in seeds for arm, words in arms]
     with ThreadPoolExecutor(jobs) as pool:
-        folders = list(pool.map(lambda run: train(task, *run, folder), each))
+        folders = list(pool.map(lambda run: train(task, run[0], run[1], run[2], folder), each))
     runs: dict[str, list[Path]] = {arm: [] for arm, _ in arms}
     for (arm, _, _), path in zip(each, folders, strict=True):
         runs[arm].append(path)
