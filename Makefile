@@ -19,14 +19,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(RUN)/python tools/demo.py --dir $(DEMO_DIR)
+	$(RUN)/python -m tools.demo --dir $(DEMO_DIR)
 
 demo-seeds: install
-	$(RUN)/python tools/demo.py --dir $(DEMO_DIR) --seeds 3 4 5 --doc docs/demo.md
+	$(RUN)/python -m tools.demo --dir $(DEMO_DIR) --task edits --seeds 30 31 32 33 --doc docs/demo.md
+	$(RUN)/python -m tools.demo --dir $(DEMO_DIR) --task localisation --seeds 3 4 5 --doc docs/demo.md
 
 # What cheaper guidance does to accuracy, and what it costs.
 less-work-seeds: install
-	OMP_NUM_THREADS=1 $(RUN)/python tools/demo.py --dir $(DEMO_DIR) --tasks configs/less_work_tasks.yaml --seeds 3 4 5 \
+	OMP_NUM_THREADS=1 $(RUN)/python -m tools.demo --dir $(DEMO_DIR) --tasks configs/less_work_tasks.yaml --jobs 1 --seeds 3 4 5 \
 		--doc docs/benchmarks/README.md
 
 # OpenMMLab on top of the environment: skeletons by HRNet, PoseC3D, ST-GCN. Everything else works without.

@@ -1,20 +1,17 @@
 """Trains the arms of the demo's tasks on the embedded data and writes a report about each task, arms side by side.
 
-python tools/demo.py                                          one seed: what `make demo` runs
-python tools/demo.py --seeds 3 4 5 --doc docs/demo.md         three seeds and controls: the tables in docs/demo.md
-python tools/demo.py --tasks configs/less_work_tasks.yaml --seeds 3 4 5 --doc docs/benchmarks/README.md
+python -m tools.demo                                          one seed: what `make demo` runs
+python -m tools.demo --seeds 30 31 32 33 --doc docs/demo.md   four seeds: the tables in docs/demo.md
+python -m tools.demo --tasks configs/less_work_tasks.yaml --jobs 1 --seeds 3 4 5 --doc docs/benchmarks/README.md
                                                               what cheaper guidance does to accuracy
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ import yaml
 from provscale.errors import UserError, reported
 from provscale.files import update_document
 from provscale.run.report import write_report
+from tools import demo_curve
+from tools.demo_runs import ROOT, cpu_seconds, summary, train_all, values_text
 
-ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "configs" / "demo_tasks.yaml"
 LABELS = {
     "accuracy": "accuracy, %",
@@ -33,91 +31,38 @@ LABELS = {
     "maxboxacc/iou30": "box accuracy at IoU 0.3, %",
     "maxboxacc/iou50": "box accuracy at IoU 0.5, %",
     "maxboxacc/iou70": "box accuracy at IoU 0.7, %",
-    "gradient_energy": "input-gradient energy outside the digit, %",
+    "gradient_energy": "input-gradient energy outside the object, %",
 }
 Runs = dict[str, list[Path]]
 
 
-def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Path:
-    """Runs (or resumes) one arm; returns its run folder. Raises UserError when training fails."""
-    name = "-".join(["demo", task, *arm.replace("+", " ").split(), f"seed{seed}"])
-    command = [sys.executable, str(ROOT / "provscale" / "train.py"), *words]
-    command += ["--seed", str(seed), "--run.dir", str(folder), "--run.name", name]
-    print(f"[demo] {task}: {arm}, seed {seed}", flush=True)
-    run = folder / name
-    finished, spent, before = (run / "summary.json").exists(), cpu_seconds(run), cpu_seconds_of_children()
-    status = subprocess.run(command, check=False).returncode
-    if not finished and run.is_dir():
-        # The time of an interrupted run adds up; that of writing a finished one's summary again does not count.
-        (run / "cpu_seconds").write_text(f"{spent + cpu_seconds_of_children() - before:.2f}\n")
-    if status:
-        raise UserError(f"demo: training of {name} failed; its message is above")
-    return run
-
-
-def cpu_seconds_of_children() -> float:
-    """CPU time, user and system, of all processes this one has started and that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def cpu_seconds(run: Path) -> float:
-    """CPU time of a run's process so far, from start to end; NaN where it was not measured, 0 before it exists.
-
-    A busy machine changes it less than wall time: through shared caches and clocks alone.
-    """
-    file = run / "cpu_seconds"
-    if file.exists():
-        return float(file.read_text())
-    return float("nan") if run.is_dir() else 0.0
-
-
-def train_task(name: str, task: dict[str, Any], seeds: list[int], controls: bool, folder: Path) -> Runs:
-    """Run folders of each arm, in the order of the seeds."""
-    config = ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
-    arms = {**task["arms"], **(task.get("controls", {}) if controls else {})}
-    runs: Runs = {arm: [] for arm in arms}
-    for seed in seeds:
-        for arm, extra in arms.items():
-            runs[arm].append(train(name, arm, [*config, *extra], seed, folder))
-    return runs
-
-
-def summary(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return content
-
-
 def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> str:
-    """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value,
-    and below the cost.
+    """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value.
 
     Args:
-        floor: arithmetic of a step of each arm. None is for runs that are evaluated often: the table has the best
-            epoch instead.
+        floor: arithmetic of a step of each arm; with it the table shows the runs' cost. None is for runs that are
+            evaluated often: it shows the epoch that validation chose, and the first metric on test then.
     """
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+
+    def row(label: str, cells: Iterable[object]) -> None:
+        lines.append(f"| {label} | " + " | ".join(map(str, cells)) + " |")
+
     for metric in metrics:
-        cells = [values_text([summary(run)["test"]["last"][metric] for run in arm]) for arm in runs.values()]
-        lines.append(f"| {LABELS[metric]} | " + " | ".join(cells) + " |")
+        row(
+            LABELS[metric],
+            [values_text([summary(run)["test"]["last"][metric] for run in arm]) for arm in runs.values()],
+        )
     if floor is not None:
-        seconds = [values_text([cpu_seconds(run) for run in arm], 0) for arm in runs.values()]
-        lines.append("| CPU time of the whole run, s | " + " | ".join(seconds) + " |")
-        lines.append("| arithmetic of a step at the floor, plain steps | " + " | ".join(map(str, floor)) + " |")
+        row("CPU time of the whole run, s", [values_text(list(map(cpu_seconds, arm)), 0) for arm in runs.values()])
+        row("arithmetic of a step at the floor, plain steps", floor)
         return "\n".join(lines)
-    best = [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
-    peak = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
-    seconds = [values_text([summary(run)["wall_seconds"] for run in arm], 0) for arm in runs.values()]
-    lines.append("| best epoch | " + " | ".join(best) + " |")
-    lines.append(f"| {LABELS[metrics[0]]}, in that epoch | " + " | ".join(peak) + " |")
-    lines.append("| training and evaluation, s | " + " | ".join(seconds) + " |")
+    row(
+        "best epoch on validation", [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
+    )
+    best = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
+    row(f"{LABELS[metrics[0]]}, with that epoch's weights", best)
     return "\n".join(lines)
-
-
-def values_text(values: list[float], digits: int = 1) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:
@@ -137,9 +82,12 @@ def run_demo(arguments: argparse.Namespace) -> None:
     tasks = chosen_tasks(arguments.tasks, arguments.task)
     reports = []
     for name, task in tasks.items():
-        runs = train_task(name, task, arguments.seeds, arguments.doc is not None, arguments.dir)
+        common = ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
+        arms = [(arm, [*common, *words]) for arm, words in task["arms"].items()]
+        runs = train_all(name, arms, arguments.seeds, arguments.dir, arguments.jobs)
         report = arguments.dir / f"demo-{name}.html"
-        write_report(report, [runs[arm][0] for arm in task["arms"]])
+        curve = demo_curve.section(demo_curve.read()) if task.get("curve") else ""
+        write_report(report, [runs[arm][0] for arm in task["arms"]], curve)
         text = table(runs, task["metrics"], task.get("floor"))
         if arguments.doc is not None:
             update_document(arguments.doc, text, f"measured {name}")
@@ -153,7 +101,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train (default: 0)")
     parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML of tasks and arms (default: the demo's)")
     parser.add_argument("--task", help="one task of that file only (default: all)")
-    parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced; adds the controls")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced")
     arguments = parser.parse_args()
     return reported(lambda: run_demo(arguments))
 

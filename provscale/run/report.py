@@ -26,8 +26,11 @@ Runs = dict[str, FinishedRun]
 text = html.escape
 
 
-def write_report(path: Path, folders: Sequence[Path]) -> None:
+def write_report(path: Path, folders: Sequence[Path], more: str = "") -> None:
     """Writes the page about the runs in `folders` to `path`.
+
+    Args:
+        more: HTML of a further section, above the configs.
 
     Raises:
         UserError: a folder without a finished run.
@@ -56,6 +59,7 @@ def write_report(path: Path, folders: Sequence[Path]) -> None:
         figures([training_figure(runs, "loss")]),
         "</details>",
         pictures(runs),
+        more,
         configs(runs),
     ]
     head = (

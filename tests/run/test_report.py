@@ -308,3 +308,8 @@ def test_colours_of_masks_and_gradients() -> None:
     assert shown[9, 9].tolist() == [0, 0, 3]
     assert shown[0, 0].tolist() == [251, 252, 191]
     assert gradient_image(np.zeros((3, 3), dtype=np.float32)).max() == 3
+
+
+def test_a_further_section(folder: Path, tmp_path: Path) -> None:
+    write_report(tmp_path / "page.html", [folder / "guided"], more="<h2>A curve &amp; more</h2>")
+    assert "A curve & more" in Page(tmp_path / "page.html").text

