@@ -326,7 +326,7 @@ def test_the_loss_alone_is_float32_under_autocast() -> None:
     ("settings", "message"),
     [
         ({"reduction": "average"}, "guidance.reduction: is 'average', must be one of: sum, mean"),
-        ({"mask": "nome"}, "guidance.mask: is 'nome', must be one of: provenance, random, none"),
+        ({"mask": "nome"}, "guidance.mask: is 'nome', must be one of: provenance, random, independent, none"),
         ({"precision": "fp16"}, "train.precision: is 'fp16', must be one of: no, bf16"),
         ({"alpha": -0.1}, "guidance.alpha: is -0.1, must be 0 or more"),
         ({"alpha": float("nan")}, "guidance.alpha: is nan"),

@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     common = {"synthesis__name": "edited", "tracking__images": 3, "train__max_steps": 7}
     train(folder, "baseline", guidance__alpha=0, **common)
-    train(folder, "guided", **common)
+    train(folder, "guided", tracking__gradients="true", **common)
     return folder
 
 

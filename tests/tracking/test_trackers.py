@@ -77,7 +77,7 @@ def test_failing_trackers_do_not_stop_training(
     tmp_path: Path, recorders: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["closed", *METHODS, "good"]
-    run = train(tmp_path, synthesis__name="edited", train__max_steps=2, tracking__images=1,
+    run = train(tmp_path, synthesis__name="edited", train__max_steps=2, tracking__images=1, tracking__gradients="true",
                 tracking__trackers=f"[{', '.join(names)}]")  # fmt: skip
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tracking:")]
     reasons = {"closed": "ImportError: No module named 'cloud'"}
