@@ -22,7 +22,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,7 +165,7 @@ class FolderSplit:
         item = Item(image, int(row["label"]), str(self.folder / row["file_name"]), is_synthetic=self.edited)
         size = tuple(image.shape[1:])
         if self.edited and row.get("source_file_name"):
-            item.source = tv_tensors.Image(self.open(row["source_file_name"], decode_rgb))
+            item.source = partial(self.open, row["source_file_name"], decode_rgb)
         if self.edited and row.get("mask_file_name"):
             item.provenance_mask = tv_tensors.Mask(self.mask(row["mask_file_name"], size))
         if not self.annotated:
