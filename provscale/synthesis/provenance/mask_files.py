@@ -2,7 +2,7 @@
 
     edits/images/7.png  ->  edits/images/provenance/refined/7.png.png       8-bit gray, 255 = unedited
 
-tools/make_provenance_masks.py writes them, and the loader takes them instead of making the mask again.
+`write_mask_file` writes them, and the loader takes them instead of making the mask again.
 """
 
 from __future__ import annotations
