@@ -8,7 +8,7 @@ C x H x W. Nothing here, in the loss or in the step knows which of the two it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -27,7 +27,8 @@ class Item:
         target: class, 0-based.
         name: file name or other identity, shown in errors and reports.
         is_synthetic: True for an edited image, whose provenance is known.
-        source: the unedited image of an edited one, same size as `inputs`.
+        source: the unedited image of an edited one, as `inputs`; or what opens it, for it is needed only where there
+            is no mask yet.
         provenance_mask: `tv_tensors.Mask` [1, H, W], 1 = unedited element; None = derived from `source`.
         valid_mask: float tensor of the shape of `inputs`, 0 = padding; None = everything is valid.
         annotations: what only evaluation needs, e.g. `group` (int), `box` (tv_tensors.BoundingBoxes, xyxy),
@@ -38,7 +39,7 @@ class Item:
     target: int
     name: str
     is_synthetic: bool = False
-    source: Tensor | None = None
+    source: Tensor | Callable[[], Tensor] | None = None
     provenance_mask: Tensor | None = None
     valid_mask: Tensor | None = None
     annotations: dict[str, Any] = field(default_factory=dict)

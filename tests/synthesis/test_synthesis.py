@@ -19,7 +19,7 @@ from provscale.randomness import numpy_generator
 from provscale.sample import Item, Sample
 from provscale.synthesis import CutMix, Edited, Mixing, ResizeMix, Synthesis, build_synthesis, neighbours, random_mask
 from provscale.synthesis.cutmix import cutmix_box
-from provscale.synthesis.difference import difference_mask
+from provscale.synthesis.provenance import ProvenanceOptions, make_mask
 
 KEY = (7, 3)  # seed, epoch
 MIXINGS = {
@@ -314,15 +314,16 @@ def test_edited_derives_the_mask_from_the_difference() -> None:
 
 def test_edited_smooths_if_asked() -> None:
     item, _ = edited_item()
-    expected = difference_mask(item.source, item.inputs, 2.0)  # type: ignore[arg-type]
-    plain = difference_mask(item.source, item.inputs)  # type: ignore[arg-type]
+    assert isinstance(item.source, Tensor)
+    expected = make_mask(item.source, item.inputs, ProvenanceOptions(smoothing=2.0))
+    plain = make_mask(item.source, item.inputs, ProvenanceOptions())
     assert not torch.equal(plain, expected)
     assert torch.equal(Edited(smoothing=2.0).prepare(item).provenance_mask, expected)
 
 
 def test_edited_keeps_a_given_mask() -> None:
     item, _ = edited_item()
-    item.provenance_mask = given = tv_tensors.Mask(torch.ones(1, 16, 16))
+    item.provenance_mask = given = tv_tensors.Mask(torch.eye(16)[None])
     assert Edited().prepare(item).provenance_mask is given
 
 
@@ -344,6 +345,49 @@ def test_edited_names_the_file_whose_source_differs_in_size() -> None:
     with pytest.raises(UserError, match=r"edit\.png: edited image has shape \(3, 16, 16\).*\(3, 15, 16\)") as caught:
         Edited().prepare(item)
     assert "\n" not in str(caught.value)
+
+
+def test_edited_uses_the_method_asked_for() -> None:
+    item, _ = edited_item()
+    assert isinstance(item.source, Tensor)
+    expected = make_mask(item.source, item.inputs, ProvenanceOptions(provenance="refined"))
+    assert torch.equal(Edited(provenance="refined").prepare(item).provenance_mask, expected)
+
+
+def test_edited_opens_a_source_only_if_it_needs_it() -> None:
+    item, unedited = edited_item()
+    source, opened = item.source, []
+    assert isinstance(source, Tensor)
+    item.source = lambda: opened.append(1) or source  # type: ignore[func-returns-value, return-value]
+    assert torch.equal(Edited().prepare(item).provenance_mask, unedited)
+    Edited().prepare(item)  # has a mask now
+    assert opened == [1]
+
+
+def test_edited_dilates_every_mask() -> None:
+    item, _ = edited_item()
+    item.provenance_mask = tv_tensors.Mask(torch.zeros(1, 16, 16))
+    item.provenance_mask[0, 8, 8] = 1
+    mask = Edited(dilate=0.125).prepare(item).provenance_mask  # a radius of 2 pixels
+    assert mask is not None
+    disc = [(y, x) for y in range(16) for x in range(16) if abs(y - 8) <= 2 and abs(x - 8) <= 2]
+    assert {(y, x) for _, y, x in mask.nonzero().tolist()} <= set(disc)
+    assert all(mask[0, y, x] == 1 for y, x in ((6, 8), (10, 8), (8, 6), (8, 10), (7, 7), (9, 9)))
+    assert mask.sum() > 9
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.0, "edited"), (1.0, "unedited")])
+def test_a_mask_of_one_value_is_reported_once_and_the_sample_unguided(
+    value: float, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthesis = Edited()
+    for _ in range(2):
+        item, _ = edited_item()
+        item.provenance_mask = tv_tensors.Mask(torch.full((1, 16, 16), value))
+        prepared = synthesis.prepare(item)
+        assert not prepared.is_synthetic
+        assert prepared.provenance_mask is None
+    assert capsys.readouterr().err.count(f"edit.png: its provenance mask says {word} everywhere") == 1
 
 
 def test_edited_leaves_batches_alone() -> None:
@@ -407,6 +451,11 @@ def test_built_by_name() -> None:
         ("cutmix", {"alpha": 1.0}, r"synthesis\.options\.alpha: unknown option of cutmix.*one of: beta"),
         ("edited", {"smoothing": -1.0}, r"synthesis\.options\.smoothing: is -1\.0, must be 0 or more"),
         ("cutmix", {"beta": "much"}, r"synthesis\.options\.beta: is 'much', must be a finite number"),
+        ("edited", {"dilate": 2.0}, r"synthesis\.options\.dilate: is 2\.0, must be a share"),
+        ("edited", {"provenance": "refind"}, r"options\.provenance: unknown name 'refind', did you mean 'refined'"),
+        ("edited", {"space": "hsv"}, r"synthesis\.options\.space: is 'hsv', must be"),
+        ("edited", {"provenance": "refined", "space": "lab"}, r"space: is 'lab', which only otsu uses"),
+        ("edited", {"provenance": "segmented"}, r"synthesis\.options\.weights: is not set, but segmented needs"),
     ],
 )
 def test_mistakes_in_the_config_are_one_line(name: str, options: dict[str, float], message: str) -> None:

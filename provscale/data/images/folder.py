@@ -11,6 +11,9 @@
 Labels and groups are integers from 0. File names are relative to the split's folder and may leave it
 (`../train/a.png`).
 
+An edit whose source is an evaluated image is refused, and so is one that is listed twice. Columns not named here, such
+as `prompt`, are left alone.
+
 `mask_file_name` is the provenance mask of an edited image: one channel, the size of its image, 8-bit gray (255 =
 unedited, 0 = edited, values between are shares) or 0 and 1. `source_file_name` is the image before the edit, from
 which the mask is derived. `object_mask_file_name` and x0..y1 (pixels) serve evaluation only.
@@ -22,7 +25,7 @@ import copy
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from torchvision.transforms import v2
 
 from provscale.config import DataConfig
 from provscale.data.decode import decode_plain, decode_rgb, read_image
+from provscale.data.images.manifest import check_edits
 from provscale.data.splits import DATA_SETS, Chosen, DataSplits, OnDemand
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
@@ -166,7 +170,7 @@ class FolderSplit:
         item = Item(image, int(row["label"]), str(self.folder / row["file_name"]), is_synthetic=self.edited)
         size = tuple(image.shape[1:])
         if self.edited and row.get("source_file_name"):
-            item.source = tv_tensors.Image(read_image(self.folder / row["source_file_name"], decode_rgb))
+            item.source = partial(read_image, self.folder / row["source_file_name"], decode_rgb)
         if self.edited and row.get("mask_file_name"):
             item.provenance_mask = tv_tensors.Mask(self.mask(row["mask_file_name"], size))
         if not self.annotated:
@@ -247,6 +251,15 @@ def build(config: DataConfig, seed: int, options: FolderOptions) -> DataSplits:
         return split
 
     evaluated = {name: opened(name) for name in folders}
+
+    def opened_edits() -> FolderSplit:
+        split = opened("edits")
+        edits, sources, masks = (split.files(name) for name in ("file_name", "source_file_name", "mask_file_name"))
+        check_edits(
+            split.metadata, edits, sources, masks, {name: other.files("file_name") for name, other in evaluated.items()}
+        )
+        return split
+
     annotated = [*evaluated.values(), *([opened("train")] if config.validation_share else [])]
     has_group, has_box = (
         bool(annotated) and all(split.annotates(column) for split in annotated) for column in ("group", "x0")
@@ -263,7 +276,7 @@ def build(config: DataConfig, seed: int, options: FolderOptions) -> DataSplits:
         train=OnDemand(lambda: opened("train")),
         validation=evaluated.get("validation", evaluated.get("val")),
         test=evaluated["test"] if "test" in evaluated else OnDemand(lambda: opened("test")),
-        edits=OnDemand(lambda: opened("edits")) if (root / "edits").is_dir() else None,
+        edits=OnDemand(opened_edits) if (root / "edits").is_dir() else None,
         evaluated_train=lambda positions: Chosen(opened("train").with_annotations(), positions),
         edit_sources=lambda: edit_sources(read("train"), read("edits")),
         num_classes=len(class_names),

@@ -50,8 +50,8 @@ def test_items_are_what_the_files_hold(root: Path) -> None:
     assert masked.provenance_mask is not None
     assert torch.equal(masked.provenance_mask[0] * 255, pixels(root / "edits" / "mask1.png").float())
     assert sourced.provenance_mask is None
-    assert sourced.source is not None
-    assert torch.equal(sourced.source, pixels(root / "train" / "2.png"))
+    assert callable(sourced.source)
+    assert torch.equal(sourced.source(), pixels(root / "train" / "2.png"))
 
 
 def test_names_metrics_and_normalisation(root: Path) -> None:

@@ -1,6 +1,8 @@
-"""difference_mask against masks known by construction and against Otsu's criterion computed here."""
+"""Method otsu against masks known by construction and against Otsu's criterion computed here."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,12 @@ import torch
 from torch import Tensor
 
 from provscale.errors import UserError
-from provscale.synthesis.difference import difference_mask
+from provscale.synthesis.provenance import ProvenanceOptions, make_mask, one_value
+from provscale.synthesis.provenance.base import lab_distance
+
+
+def difference_mask(source: Tensor, edited: Tensor, **options: Any) -> Tensor:
+    return make_mask(source, edited, ProvenanceOptions(**options))
 
 
 def edited_pair(contrast: int, noise: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,9 +92,37 @@ def test_float_images_give_the_mask_of_their_uint8_form() -> None:
     assert torch.equal(as_float, difference_mask(source, edited))
 
 
+def test_lab_distance_is_cie76() -> None:
+    """Of pure red, green and blue in sRGB: Lab of CIE, D65, as published (Lindbloom's tables, rounded)."""
+    pure = np.eye(3, dtype=np.float32)[None] * 255
+    lab = np.array([(53.24, 80.09, 67.20), (87.73, -86.18, 83.18), (32.30, 79.19, -107.86)])
+    expected = np.linalg.norm(lab - np.roll(lab, -1, axis=0), axis=1)
+    np.testing.assert_allclose(lab_distance(pure, np.roll(pure, -1, axis=1))[0], expected, atol=0.3)
+
+
+def test_perceptual_space_sees_the_edit_that_is_small_in_rgb() -> None:
+    """Dark gray (40) to dark blue (40, 40, 72) is a perceptual distance of 23; to (72, 72, 72) of 15: in RGB both are
+    32. The object's light changes by 32 everywhere, so only a perceptual difference parts it from the background."""
+    truth = torch.zeros(1, 40, 48, dtype=torch.bool)
+    truth[:, 10:30, 12:26] = True
+    source = torch.full((3, 40, 48), 40, dtype=torch.uint8)
+    edited = source.clone()
+    edited[2] += 32
+    edited[:, truth[0]] = 72
+    assert one_value(difference_mask(source, edited))
+    assert torch.equal(difference_mask(source, edited, space="lab").bool(), truth)
+
+
 def test_mistakes_are_named() -> None:
     source, edited, _ = edited_pair(contrast=60)
-    with pytest.raises(UserError, match=r"\(3, 40, 47\).*\(3, 40, 48\)"):
+    with pytest.raises(UserError, match=r"\(3, 40, 47\).*\(3, 40, 48\).*source_size to resize"):
         difference_mask(source, edited[..., :47])
-    with pytest.raises(UserError, match="smoothing is -1"):
-        difference_mask(source, edited, smoothing=-1.0)
+
+
+def test_a_source_of_another_size_is_resized_if_asked() -> None:
+    """A source twice as large whose 2 x 2 blocks are constant is, averaged, the source itself."""
+    source, edited, truth = edited_pair(contrast=60)
+    large = source.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    mask = difference_mask(large, edited, source_size="resize")
+    assert mask.shape == truth.shape
+    assert intersection_over_union(mask, truth) > 0.8  # antialiasing blurs the edges between random pixels
