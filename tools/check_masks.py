@@ -1,7 +1,7 @@
 """How good the provenance masks of edited images are, where the truth is known; one line per method.
 
-    python tools/check_masks.py --cfg configs/demo.yaml [--synthesis.options.smoothing 1.0]
-    python tools/check_masks.py --edits DIR/edits --provenance otsu refined [--rows odd] [--dilate 0.02]
+    python -m tools.check_masks --cfg configs/demo.yaml [--synthesis.options.smoothing 1.0]
+    python -m tools.check_masks --edits DIR/edits --provenance otsu refined [--rows odd] [--dilate 0.02]
 
 The truth of an edited image is what the edit left alone: `object_mask` of a config's data set, or of a manifest the
 column `object_mask_file_name`. IoU, recall (of the unedited pixels, how many are called so) and leak (of the edited

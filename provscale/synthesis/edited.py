@@ -20,7 +20,7 @@ class Edited(ProvenanceOptions, Synthesis):
     """Adds a data set's edited images, hard label, M = 1 where the source was not edited.
 
     A mask that comes with the data set is used as it is. Otherwise it is made by `provenance`, or read from the file
-    that `write_mask_file` made. A mask of one value says nothing about where the object is: such a
+    that tools/make_provenance_masks.py made. A mask of one value says nothing about where the object is: such a
     sample is reported, and trained on without guidance.
 
     Args:
