@@ -3,8 +3,7 @@
 Provenance comes from image differences and is often wrong (paper, supplement section 6): an edit called "unedited"
 escapes guidance, an unedited pixel called "edited" is suppressed. So both kinds of pixel are scored.
 
-Masks: bool or float in {0, 1}, 1 = unedited, [B, ...] of any one shape, e.g. [B, 1, H, W]. All results are
-fractions in [0, 1]; a fraction of nothing (0 / 0) is NaN, except the IoU of two empty sets, which agree: 1.
+Masks: bool or float in {0, 1}, 1 = unedited, [B, ...] of any one shape, e.g. [B, 1, H, W].
 """
 
 from __future__ import annotations
@@ -25,27 +24,6 @@ class PixelCounts:
     edited_as_unedited: Tensor
     unedited_as_edited: Tensor
     edited_as_edited: Tensor
-
-
-@dataclass(frozen=True)
-class MaskQuality:
-    """Agreement of extracted with true provenance masks.
-
-    Attributes:
-        iou: float64 [B], IoU of the unedited pixels of each sample.
-        mean_iou: mean of `iou` over samples.
-        unedited_precision: of the pixels called unedited, the fraction that is; pooled over all samples' pixels.
-        unedited_recall: of the unedited pixels, the fraction called so.
-        edited_precision: of the pixels called edited, the fraction that is.
-        edited_recall: of the edited pixels, the fraction called so.
-    """
-
-    iou: Tensor
-    mean_iou: float
-    unedited_precision: float
-    unedited_recall: float
-    edited_precision: float
-    edited_recall: float
 
 
 def count_pixels(extracted: Tensor, true: Tensor) -> PixelCounts:
@@ -83,53 +61,11 @@ def join(parts: list[PixelCounts]) -> PixelCounts:
     )
 
 
-def mask_iou(extracted: Tensor, true: Tensor) -> Tensor:
-    """IoU of the unedited pixels of each sample, float64 [B]; arguments and errors as in `count_pixels`."""
-    return iou_of(count_pixels(extracted, true))
-
-
 def iou_of(counts: PixelCounts) -> Tensor:
-    """IoU of the unedited pixels of each sample, float64 [B]."""
+    """IoU of the unedited pixels of each sample, float64 [B] in [0, 1]; two empty sets agree: 1."""
     both = counts.unedited_as_unedited.double()
     either = both + counts.edited_as_unedited + counts.unedited_as_edited
     return torch.where(either > 0, both / either, 1.0)
-
-
-def quality_of(counts: PixelCounts) -> MaskQuality:
-    """All scores of counted samples.
-
-    Raises:
-        UserError: no sample.
-    """
-    if len(counts.unedited_as_unedited) == 0:
-        raise UserError("provenance masks: no sample to score; give at least one pair of masks")
-    iou = iou_of(counts)
-    unedited, missed_edit, lost, edited = (
-        int(count.sum())
-        for count in (
-            counts.unedited_as_unedited,
-            counts.edited_as_unedited,
-            counts.unedited_as_edited,
-            counts.edited_as_edited,
-        )
-    )
-    return MaskQuality(
-        iou=iou,
-        mean_iou=float(iou.mean()),
-        unedited_precision=fraction(unedited, unedited + missed_edit),
-        unedited_recall=fraction(unedited, unedited + lost),
-        edited_precision=fraction(edited, edited + lost),
-        edited_recall=fraction(edited, edited + missed_edit),
-    )
-
-
-def mask_quality(extracted: Tensor, true: Tensor) -> MaskQuality:
-    """All scores of one batch of masks; arguments and errors as in `count_pixels` and `quality_of`."""
-    return quality_of(count_pixels(extracted, true))
-
-
-def fraction(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
 
 
 def as_binary(mask: Tensor, name: str) -> Tensor:

@@ -395,6 +395,11 @@ def test_predictions_leave_no_gradient_behind(wanted: set[str]) -> None:
     assert sample.inputs.grad is None
 
 
+def test_unknown_predictions_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown name 'score_maps', did you mean 'score_map'"):
+        GuidedStep(small_cnn(), ALPHA)(random_sample(1), outputs=frozenset({"logits", "score_maps"}))
+
+
 def test_predictions_in_bfloat16_are_float32() -> None:
     network = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     step = GuidedStep(network, ALPHA, precision="bf16")
