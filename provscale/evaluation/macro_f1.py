@@ -1,4 +1,4 @@
-"""F1 and recall averaged over classes, as WILDS reports them on iWildCam (Koh et al., ICML 2021)."""
+"""F1 and recall averaged over the classes that occur; WILDS reports such F1 on iWildCam (Koh et al., ICML 2021)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class MacroF1(Evaluator):
     """From `outputs["logits"]` [B, K] and `sample.targets[:, 0]`, in percent.
 
     `macro_f1`: mean over classes of 2 TP / (2 TP + FP + FN). `macro_recall`: mean over classes of TP / (TP + FN). Both
-    over the classes that have a sample (WILDS passes the true labels that occur to scikit-learn): predictions of
-    another class count as misses, and nowhere else. WILDS calls them `F1-macro_all` and `recall-macro_all`, 0 to 1.
+    over the classes that have a sample: predictions of
+    another class count as misses, and nowhere else.
     """
 
     requires = frozenset({"logits"})
