@@ -36,10 +36,11 @@ def check(arguments: list[str]) -> None:
         raise UserError(f"data.root: {config.data.root} is no folder; docs/data.md says what it holds")
     root, faults = Path(config.data.root), list[str]()
     lists: dict[str, list[ListedImage]]
+    names: tuple[str, ...]
     if config.data.name == "waterbirds":
         lists, names = waterbirds.read_metadata(root, faults.append), waterbirds.CLASSES
     else:
-        read = iwildcam.read_alia if config.data.options.get("subset") == "alia" else iwildcam.read_wilds
+        read = iwildcam.read_wilds if config.data.options.get("subset") == "wilds" else iwildcam.read_alia
         lists, names = read(root, faults.append)[0], iwildcam.NAMES
     for images in lists.values():
         check_files(images, faults.append)

@@ -32,8 +32,8 @@ def make_edits(root: Path, rows: list[tuple[int, str]]) -> None:
 
 
 def make_waterbirds(root: Path) -> Path:
-    """20 training images of the species a and b in turns, 4 validation and 4 test images of every group; an edit of each
-    training image whose place fits its bird."""
+    """20 training images of the species a and b in turns, one validation and one test image of every group, and an edit
+    of each training image whose place fits its bird."""
     lines, sources = ["img_id,img_filename,y,split,place,place_filename"], []
     numbered = [(0, *row) for row in WATERBIRDS_TRAIN] + [(split, *row) for split in (1, 2) for row in EVERY_GROUP]
     for number, (split, label, place) in enumerate(numbered):
