@@ -1,6 +1,7 @@
 # Sourced by the templates in this folder; holds everything they share. What a job can do:
 #
 #   experiment NAME [guided|baseline] [--key value ...]   trains configs/NAME.yaml, as <RUNS>/NAME-guided or NAME-baseline
+#   edits_experiment NAME [guided|alia|baseline|real] ...  the same with the arms of an experiment on edited images
 #   train CONFIG [--key value ...]                        trains any config
 #   agent SWEEP                                           one run of a W&B sweep, on the job's one node
 #
@@ -55,6 +56,19 @@ experiment() {
   esac
   [[ $arm == baseline ]] && options=(--guidance.alpha 0 ${BASELINE[@]+"${BASELINE[@]}"})
   train "configs/$name.yaml" --run.name "$name-$arm" ${options[@]+"${options[@]}"} "$@"
+}
+
+edits_experiment() {  # alia: edits without guidance; baseline: real images only; real: extra real ones instead of edits
+  local name=$1 arm=guided
+  shift
+  case ${1:-} in
+    guided | alia | baseline | real) arm=$1; shift ;;
+  esac
+  BASELINE=()
+  [[ $arm == baseline || $arm == real ]] && BASELINE+=(--synthesis.name none --synthesis.added null)
+  [[ $arm == real ]] && BASELINE+=(--data.options.extra true)
+  [[ $arm == guided ]] || set -- baseline --run.name "$name-$arm" "$@"
+  experiment "$name" "$@"
 }
 
 launcher() {  # sets command: Accelerate's launcher; @node@ stands for the node's number

@@ -1,8 +1,19 @@
 """Data sets, and how their items become batches."""
 
-from provscale.data.images import cub, embedded, folder  # registers the data sets
+from provscale.data.images import cub, embedded, folder, iwildcam, waterbirds  # registers the data sets
 from provscale.data.skeletons import planted_actions, ucf101
 from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.validation import build_splits
 
-__all__ = ["DATA_SETS", "DataSplits", "build_splits", "cub", "embedded", "folder", "planted_actions", "ucf101"]
+__all__ = [
+    "DATA_SETS",
+    "DataSplits",
+    "build_splits",
+    "cub",
+    "embedded",
+    "folder",
+    "iwildcam",
+    "planted_actions",
+    "ucf101",
+    "waterbirds",
+]

@@ -56,6 +56,9 @@ class DataSplits:
             as they are.
         edit_sources: for each edit, the position in `train` of the image that was edited, None where it is unknown.
             So edits of images that are held out are not trained on. None = no edit's source is known.
+        training_groups: how many training images each group has, which weights `adjusted_accuracy`; empty = unknown.
+        extra_counts: how many extra real images of each class there are that edits stand in for. `synthesis.added`
+            edits are then drawn class by class, in these proportions. None = from all edits alike.
     """
 
     train: ItemSource
@@ -74,6 +77,8 @@ class DataSplits:
     train_groups: Sequence[Hashable] | None = None
     evaluated_train: Callable[[Sequence[int]], ItemSource] | None = None
     edit_sources: Callable[[], Sequence[int | None]] | None = None
+    training_groups: tuple[int, ...] = ()
+    extra_counts: tuple[int, ...] | None = None
 
     @property
     def selected_on(self) -> Split:
@@ -188,7 +193,7 @@ def training_source(splits: DataSplits, added: int | None, seed: int) -> ItemSou
     """The training items: real ones, then `added` edits (None = all, 0 = none) chosen by `seed`.
 
     Raises:
-        UserError: edits are wanted and the data set has none, or too few.
+        UserError: edits are wanted and the data set has none, or too few, or too few of a class.
     """
     if added == 0:
         return splits.train
@@ -198,7 +203,34 @@ def training_source(splits: DataSplits, added: int | None, seed: int) -> ItemSou
     if added is not None and added > available:
         raise UserError(f"synthesis.added: is {added}, but there are only {available} edited images")
     order = numpy_generator(seed, "added edits").permutation(available).tolist()
+    if added is not None and splits.extra_counts is not None:
+        order = matched(order, splits.edits, splits.extra_counts, added, splits.class_names)
     return Joined(splits.train, Chosen(splits.edits, sorted(order[:added])))
+
+
+def matched(
+    order: Sequence[int], edits: ItemSource, counts: Sequence[int], added: int, class_names: Sequence[str]
+) -> list[int]:
+    """The first of `order` in each class, `added` in all, in proportion to `counts` (largest remainders).
+
+    Raises:
+        UserError: a class has too few edits.
+    """
+    quotas = [added * count // sum(counts) for count in counts]
+    remainders = [added * count % sum(counts) for count in counts]
+    for label in sorted(range(len(counts)), key=lambda label: -remainders[label])[: added - sum(quotas)]:
+        quotas[label] += 1
+    chosen: list[int] = []
+    for label, quota in enumerate(quotas):
+        own = [position for position in order if edits.label(position) == label]
+        if len(own) < quota:
+            raise UserError(
+                f"synthesis.added: is {added}, of which {quota} are to be of class {class_names[label]}, as many as "
+                f"among the extra real images, but there are only {len(own)} such edits; lower it, or set "
+                "data.options.match_extra to false"
+            )
+        chosen += own[:quota]
+    return chosen
 
 
 def class_weights(source: ItemSource, num_classes: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from provscale.errors import UserError
 from provscale.evaluation import (  # noqa: F401  (they register)
     gradient_energy,
     group_accuracy,
+    macro_f1,
     maxboxacc,
     pxap,
     sat_localization,
@@ -21,13 +22,16 @@ from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
 __all__ = ["EVALUATORS", "Evaluator", "Gather", "alone", "build_evaluators"]
 
 
-def build_evaluators(names: Sequence[str], num_classes: int, group_names: Sequence[str] = ()) -> list[Evaluator]:
+def build_evaluators(
+    names: Sequence[str], num_classes: int, group_names: Sequence[str] = (), training_groups: Sequence[int] = ()
+) -> list[Evaluator]:
     """The evaluators a config asks for, in its order and with nothing accumulated.
 
     Args:
         names: names in `EVALUATORS`, each at most once.
         num_classes: K, the number of classes of the data set.
         group_names: name of each group index in `annotations["group"]`; may be empty.
+        training_groups: number of training samples of each group; empty = unknown.
 
     Raises:
         UserError: an unknown or repeated name.
@@ -35,4 +39,7 @@ def build_evaluators(names: Sequence[str], num_classes: int, group_names: Sequen
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise UserError(f"{EVALUATORS.key}: '{repeated[0]}' is listed more than once; list each name once")
-    return [EVALUATORS[name](num_classes=num_classes, group_names=tuple(group_names)) for name in names]
+    evaluators = [EVALUATORS[name](num_classes=num_classes, group_names=tuple(group_names)) for name in names]
+    for evaluator in evaluators:
+        evaluator.training_groups = training_groups
+    return evaluators

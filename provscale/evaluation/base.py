@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -31,9 +31,11 @@ class Evaluator(ABC):
             class activation map of the true class; `input_gradient` float32 of the inputs' shape, gradient of the
             true class's logit; `instance_scores` float32 [B, ..., K], logits of the parts of an input, such as its
             skeletons.
+        training_groups: how many training samples each group has; empty = unknown.
     """
 
     requires: frozenset[str] = frozenset({"logits"})
+    training_groups: Sequence[int] = ()
 
     def begin(self, source: ItemSource) -> None:  # noqa: B027  (most evaluators need nothing)
         """Called once before the first batch with the items to come, for ground truth that fits no annotations."""

@@ -1,4 +1,4 @@
-"""Top-1 accuracy four ways: over samples, over classes, over groups, and in the worst group.
+"""Top-1 accuracy five ways: over samples, classes and groups, in the worst group, and weighted by training groups.
 
 Which of them a paper means by "top-1" is often left open, so all are reported together. Worst-group accuracy:
 Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020.
@@ -52,6 +52,10 @@ class GroupAccuracy(Evaluator):
     `accuracy`: over samples. `class_balanced`: mean over classes of each class's accuracy. With
     `sample.annotations["group"]` (int [B]) also `group_mean`, `worst_group` and `group/<name>`. Classes and groups
     without a sample take no part: they are neither 0 nor in a mean, and an absent group has no `group/<name>`.
+
+    `adjusted_accuracy`: group_DRO's average, the mean over groups weighted by how many training samples each has
+    (`training_groups`), so what the accuracy would be on the training distribution. It is left out where these numbers
+    are unknown, or no evaluated group has a training sample.
     """
 
     requires = frozenset({"logits"})
@@ -76,25 +80,9 @@ class GroupAccuracy(Evaluator):
             UserError: logits that are NaN or not [B, K], a class outside 0..K-1, a group that has no name or is
                 negative, or some samples with a group and some without.
         """
-        if "logits" not in outputs:
-            raise UserError(f"{EVALUATORS.key}: group_accuracy needs the network's 'logits'; choose a classifier")
-        logits = outputs["logits"].detach()
-        if logits.shape != (len(sample), self.num_classes):
-            raise UserError(
-                f"group_accuracy: logits have shape {tuple(logits.shape)}; expected {(len(sample), self.num_classes)}, "
-                "one row per sample and one column per class of the data set"
-            )
-        if bool(torch.isnan(logits).any()):
-            raise UserError("group_accuracy: the logits contain NaN; the network diverged, use an earlier checkpoint")
-        targets = sample.targets[:, 0].cpu()
-        wrong = (targets < 0) | (targets >= self.num_classes)
-        if bool(wrong.any()):
-            raise UserError(
-                f"sample {first_index(sample, wrong)}: class {int(targets[wrong][0])} is outside "
-                f"0..{self.num_classes - 1}; correct the label or the number of classes"
-            )
+        predictions, targets = predictions_and_targets("group_accuracy", sample, outputs, self.num_classes)
         groups = self.groups_of(sample)
-        hits = logits.argmax(dim=1).cpu() == targets
+        hits = predictions == targets
         self.counts.class_total.update(targets.tolist())
         self.counts.class_correct.update(targets[hits].tolist())
         if groups is not None:
@@ -148,6 +136,10 @@ class GroupAccuracy(Evaluator):
         per_group = accuracies(counts.group_correct, counts.group_total)
         metrics["group_mean"] = mean(per_group)
         metrics["worst_group"] = min(per_group.values())
+        weights = {group: self.training_groups[group] for group in per_group if group < len(self.training_groups)}
+        if sum(weights.values()):
+            weighted = sum(weight * per_group[group] for group, weight in weights.items())
+            metrics["adjusted_accuracy"] = weighted / sum(weights.values())
         for group, value in per_group.items():
             metrics[f"group/{self.group_names[group] if self.group_names else group}"] = value
         return metrics
@@ -156,3 +148,31 @@ class GroupAccuracy(Evaluator):
 def first_index(sample: Sample, rows: Tensor) -> int:
     """Data set position of the first sample marked in `rows` (bool [B], on the CPU)."""
     return int(sample.index.cpu()[rows][0])
+
+
+def predictions_and_targets(
+    metric: str, sample: Sample, outputs: dict[str, Tensor], num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes, int64 [B] each, on the CPU.
+
+    Raises:
+        UserError: logits that are missing, NaN or not [B, K], or a class outside 0..K-1; the message names `metric`.
+    """
+    if "logits" not in outputs:
+        raise UserError(f"{EVALUATORS.key}: {metric} needs the network's 'logits'; choose a classifier")
+    logits = outputs["logits"].detach()
+    if logits.shape != (len(sample), num_classes):
+        raise UserError(
+            f"{metric}: logits have shape {tuple(logits.shape)}; expected {(len(sample), num_classes)}, "
+            "one row per sample and one column per class of the data set"
+        )
+    if bool(torch.isnan(logits).any()):
+        raise UserError(f"{metric}: the logits contain NaN; the network diverged, use an earlier checkpoint")
+    targets = sample.targets[:, 0].cpu()
+    wrong = (targets < 0) | (targets >= num_classes)
+    if bool(wrong.any()):
+        raise UserError(
+            f"sample {first_index(sample, wrong)}: class {int(targets[wrong][0])} is outside "
+            f"0..{num_classes - 1}; correct the label or the number of classes"
+        )
+    return logits.argmax(dim=1).cpu(), targets

@@ -44,7 +44,8 @@ def evaluate(
     source, seed, workers = splits.evaluated(split), config.seed, config.data.workers
     if not len(source):
         raise UserError(f"data: the {split} split is empty; check data.root and its files")
-    evaluators = [*build_evaluators(splits.metrics, splits.num_classes, splits.group_names), *also]
+    evaluators = build_evaluators(splits.metrics, splits.num_classes, splits.group_names, splits.training_groups)
+    evaluators += also
     outputs = frozenset[str]().union(*(evaluator.requires for evaluator in evaluators))
     items = LoadedItems(source, Synthesis().prepare, splits.evaluation_transform, splits.num_classes, seed)
     batches = evaluation_batches(len(items), config.evaluation.batch_size, engine.rank, engine.world_size)
