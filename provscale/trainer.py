@@ -136,8 +136,6 @@ class Trainer:
             every = self.config.checkpoint.every_steps
             due = (self.progress.step % every == 0 if every else ends_epoch) or ends_training
             if evaluates or due or self.stopping:
-                # Averages of running averages are running averages of averages: once is enough.
-                self.engine.average_buffers()
                 # Nothing is evaluated or saved before every step up to it is known to be finite.
                 self.read_reports(unread=0)
                 self.log_reports()
@@ -199,6 +197,9 @@ class Trainer:
                     engine.update(skip=(~torch.isfinite(agreed[0])).float())
                 else:
                     engine.update()
+        # In every step, although once before each evaluation and checkpoint would give the same but for rounding: a
+        # checkpoint at a moment that nobody has planned must leave the bits as they would be without it.
+        engine.average_buffers()
         self.progress.step = step + 1
         now = time.monotonic()
         report.seconds, report.waited = now - self.last_end, self.waited

@@ -90,13 +90,15 @@ def test_only_deepspeed_makes_the_host_wait(engine: str, name: str) -> None:
 
 PARAMETERS = 372_882
 """Elements of the network's parameters."""
+STATISTICS = 2_088
+"""Elements of its BatchNorm statistics."""
 
 
 @pytest.mark.parametrize(("engine", "name"), CASES)
 def test_what_is_sent_per_step(engine: str, name: str) -> None:
     """Gradients once, sharded ones per micro-batch; sharded parameters gathered per micro-batch; a report of 4 numbers.
 
-    BatchNorm's statistics (2,088 floats) are averaged before evaluations and checkpoints, not per step.
+    BatchNorm's statistics are averaged in every step, which an exact resume from any step needs: one all-reduce more.
     """
     step = trained(engine)[name]["steps"][-2]
     micro_batches = 2 if "accumulation" in name else 1
@@ -106,5 +108,5 @@ def test_what_is_sent_per_step(engine: str, name: str) -> None:
         assert step["all-gather bytes"] <= micro_batches * 4 * (PARAMETERS // 2 + 1024)
         assert step["reduce-scatter"] == micro_batches
     if engine == "ddp":
-        assert step["all-reduce"] <= 3
-        assert step["all-reduce bytes"] <= 4 * PARAMETERS + 64
+        assert step["all-reduce"] <= 4
+        assert step["all-reduce bytes"] <= 4 * (PARAMETERS + STATISTICS) + 64
