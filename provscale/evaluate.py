@@ -86,7 +86,6 @@ def config_of(arguments: list[str], split: Split) -> Config:
     from provscale.command_line import parse
 
     config = parse(arguments)
-    config.tracking.wandb = "disabled"
     if split == "test":
         config.data.validation_share = None  # whatever is held out of train, test is the same
     return config
