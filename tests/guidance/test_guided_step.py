@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from networks import CLASSES, random_sample, relative, small_cnn, small_vit, smooth_network
+from plain_steps import plain_step
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from provscale.errors import UserError
-from provscale.guidance.loss import guidance_loss
 from provscale.guidance.step import GuidedStep
-from provscale.sample import Sample
 
 ALPHA = 0.5
-
-
-def plain_step(network: nn.Module, sample: Sample, alpha: float, dtype: torch.dtype | None = None) -> Tensor:
-    """The same loss by PyTorch's ordinary `backward`, hooks and all, as in a textbook's double backpropagation."""
-    inputs = sample.inputs.clone().requires_grad_(alpha != 0)
-    with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
-        logits = network(inputs).float()
-    loss = F.cross_entropy(logits, sample.targets[:, 0], reduction="none")
-    if sample.soft:
-        other = F.cross_entropy(logits, sample.targets[:, 1], reduction="none")
-        loss = sample.mixing_weight * loss + (1 - sample.mixing_weight) * other
-    total = loss.mean()
-    if alpha:
-        total = total + alpha * guidance_loss(logits, inputs, sample)
-    total.backward()
-    return total.detach()
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor | None]:
@@ -255,158 +232,3 @@ def test_only_the_last_bias_trains() -> None:
     GuidedStep(network, ALPHA)(sample)["loss"].backward()
     expected = (probabilities - F.one_hot(sample.targets[:, 0], CLASSES)).mean(dim=0)  # softmax minus one-hot
     torch.testing.assert_close(network[8].bias.grad, expected)
-
-
-# ---- without guidance --------------------------------------------------------------------------------------------
-class Square(torch.autograd.Function):
-    """x^2 with a right first derivative and no second one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 2 * x * gradient
-
-
-class OnceDifferentiable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3 * 16 * 16, 6), nn.Linear(6, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.last(Square.apply(self.first(inputs.flatten(1))))
-
-
-def without_synthetic(sample: Sample) -> Sample:
-    sample.is_synthetic, sample.guided = torch.zeros_like(sample.is_synthetic), False
-    return sample
-
-
-@pytest.mark.parametrize("reason", ["alpha 0", "no synthetic sample"])
-def test_unguided_steps_compute_no_second_derivative(reason: str) -> None:
-    """A network with none trains, and the inputs are no leaf of the graph."""
-    sample = random_sample(1)
-    alpha = 0.0 if reason == "alpha 0" else ALPHA
-    if alpha:
-        sample = without_synthetic(sample)
-    seen = []
-    torch.manual_seed(0)
-    network = OnceDifferentiable()
-    expected = plain_step(copy.deepcopy(network), sample, alpha=0.0)  # the same sums in the same order
-    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].requires_grad))
-    losses = GuidedStep(network, alpha)(sample)
-    losses["loss"].backward()
-    assert seen == [False]
-    assert losses["loss_guidance"].item() == 0.0
-    assert torch.equal(losses["loss"].detach(), expected)
-
-
-def test_a_first_order_operation_is_refused_at_the_first_guided_step() -> None:
-    """autograd.grad(loss, parameters) alone would return gradients without that operation's second derivative."""
-    step = GuidedStep(OnceDifferentiable(), ALPHA)
-    step(without_synthetic(random_sample(1)))
-    with pytest.raises(
-        UserError, match=r"cannot be differentiated twice .*SquareBackward.*guidance\.alpha 0"
-    ) as caught:
-        step(random_sample(1))
-    assert "\n" not in str(caught.value)
-
-
-# ---- attention ---------------------------------------------------------------------------------------------------
-class Operations(TorchDispatchMode):
-    """Names of the operations that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def attention_operations() -> Iterator[set[str]]:
-    found: set[str] = set()
-    with Operations() as operations:
-        yield found
-    found.update(name for name in operations.names if "scaled_dot_product" in name)
-
-
-def test_attention_is_fused_unless_guided() -> None:
-    sample = random_sample(2, 32)
-    with attention_operations() as default:
-        small_vit()(sample.inputs)
-    assert any("flash" in name for name in default)
-    for alpha, batch in ((0.0, sample), (ALPHA, without_synthetic(random_sample(2, 32)))):
-        with attention_operations() as unguided:
-            GuidedStep(small_vit(), alpha)(batch)
-        assert any("flash" in name for name in unguided)
-        assert not any("math" in name for name in unguided)
-    with attention_operations() as guided:
-        GuidedStep(small_vit(), ALPHA)(sample)
-    assert not any("flash" in name or "efficient" in name for name in guided)
-    assert torch.backends.cuda.flash_sdp_enabled()  # the setting is the step's own
-
-
-# ---- predictions -------------------------------------------------------------------------------------------------
-def test_predictions_of_a_cnn() -> None:
-    """logits: the network's. input_gradient: one sample's logit at a time. score_map: sum over channels of the class's
-    weight times the last features, by hand (Zhou et al., CVPR 2016)."""
-    torch.manual_seed(0)
-    network = timm.create_model("test_resnet", num_classes=CLASSES).eval()
-    sample = random_sample(2, size=64, batch=3)
-    step = GuidedStep(network, ALPHA)
-    outputs = step(sample, outputs=frozenset({"logits", "input_gradient", "score_map"}))
-    assert set(outputs) == {"logits", "input_gradient", "score_map"}
-    assert not any(output.requires_grad for output in outputs.values())
-    with torch.no_grad():
-        torch.testing.assert_close(outputs["logits"], network(sample.inputs))
-        features = network.forward_features(sample.inputs)
-    assert outputs["score_map"].shape == (3, *features.shape[2:])
-    assert outputs["input_gradient"].shape == sample.inputs.shape
-    for row in range(3):
-        target = int(sample.targets[row, 0])
-        weight = network.get_classifier().weight[target]
-        by_hand = sum(weight[channel] * features[row, channel] for channel in range(len(weight)))
-        torch.testing.assert_close(outputs["score_map"][row], by_hand, rtol=1e-4, atol=1e-5)
-        # The class's logit is the map's mean plus the bias, by linearity of pooling and classifier.
-        logit = outputs["score_map"][row].mean() + network.get_classifier().bias[target]
-        torch.testing.assert_close(outputs["logits"][row, target], logit, rtol=1e-4, atol=1e-5)
-        image = sample.inputs[row : row + 1].clone().requires_grad_()
-        (expected,) = torch.autograd.grad(network(image)[0, target], image)
-        torch.testing.assert_close(outputs["input_gradient"][row], expected[0], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("wanted", [set(), {"logits"}, {"input_gradient"}])
-def test_predictions_leave_no_gradient_behind(wanted: set[str]) -> None:
-    """Also under no_grad, as evaluation loops run."""
-    network, sample = small_cnn().eval(), random_sample(2)
-    with torch.no_grad():
-        outputs = GuidedStep(network, ALPHA)(sample, outputs=frozenset(wanted))
-    assert set(outputs) == wanted | {"logits"}
-    assert torch.equal(outputs["logits"], network(sample.inputs).detach())
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert sample.inputs.grad is None
-
-
-def test_unknown_predictions_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown name 'score_maps', did you mean 'score_map'"):
-        GuidedStep(small_cnn(), ALPHA)(random_sample(1), outputs=frozenset({"logits", "score_maps"}))
-
-
-def test_predictions_in_bfloat16_are_float32() -> None:
-    network = timm.create_model("test_resnet", num_classes=CLASSES).eval()
-    step = GuidedStep(network, ALPHA, precision="bf16")
-    outputs = step(random_sample(2, 64), outputs=frozenset({"logits", "input_gradient", "score_map"}))
-    assert {output.dtype for output in outputs.values()} == {torch.float32}
-
-
-def test_score_maps_need_features() -> None:
-    with pytest.raises(UserError, match="class activation maps"):
-        GuidedStep(small_cnn(), ALPHA)(random_sample(1), outputs=frozenset({"score_map"}))

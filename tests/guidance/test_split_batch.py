@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from networks import CLASSES, random_sample, relative, small_cnn, small_vit, smooth_network
-from test_guided_step import OnceDifferentiable
+from plain_steps import OnceDifferentiable
 from test_self_check import check as run_self_check
 from timm.layers import BatchNormAct2d
 from torch import nn
