@@ -108,6 +108,7 @@ class Trainer:
             self.progress = self.checkpointer.resume()
             if self.progress.step >= self.total_steps:
                 engine.print(f"{config.folder} has finished already; what follows writes its summary and report again")
+            engine.print(f"{config.model.name}: {self.total_parameters / 1e6:.2f} million parameters")
             self.folder = folder
             self.gradients = GradientWatch(
                 engine, config, self.progress, self.plan.steps_per_epoch, self.may_guide, folder.log

@@ -71,7 +71,9 @@ def test_the_weight_is_alpha_in_units_of_the_geometric_mean() -> None:
         assert gradient_scale({"gradient_norm_cls": cls, "gradient_norm_guidance": guidance}) is None
 
 
-def test_a_run_measures_its_first_guided_steps_and_fixes_the_weight(tmp_path: Path) -> None:
+def test_a_run_measures_its_first_guided_steps_and_fixes_the_weight(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two micro-batches of 4 in each of 8 steps, logged by the traced step, which takes the weight as an input. In the
     first step the gradient of alpha L_PG is alpha times as long as that of L_cls; dropout is drawn as in the step."""
     changes = {"train__accumulation": 2, "guidance__executor": "compiled"}
@@ -81,6 +83,9 @@ def test_a_run_measures_its_first_guided_steps_and_fixes_the_weight(tmp_path: Pa
     expected = [0.3 * math.prod(scales[:count]) ** (1 / count) for count in (1, 2, 3, 3, 3, 3, 3, 3)]
     assert [row["weight"] for row in steps] == pytest.approx(expected, rel=1e-3)
     assert len(set(expected)) == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"guidance.alpha_rule: the weight of L_PG is {expected[-1]:.4g} from step 3 on" in told
+    assert "test_resnet: 0.37 million parameters" in told
     assert len(trainer.step.executor.steps) == 1  # no step is recorded anew for another weight
     newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert read_progress(newest).gradient_scales == scales
