@@ -56,11 +56,26 @@ def build_training_data(config: Config, splits: DataSplits) -> TrainingData:
             "edited images; set it to null"
         )
     added = config.synthesis.added if synthesis.uses_edits else 0
+    if synthesis.uses_annotations:
+        splits = with_annotated_training(splits, config)
+        added = 0 if splits.edits is None and added is None else added
     source = training_source(splits, added, config.seed)
     for split in (source, splits.evaluated(splits.selected_on), splits.test):
         len(split)
     items = LoadedItems(source, synthesis.prepare, splits.train_transform, splits.num_classes, config.seed)
     return TrainingData(synthesis, items)
+
+
+def with_annotated_training(splits: DataSplits, config: Config) -> DataSplits:
+    """The same splits with annotated training items. Raises UserError: the first of them has no object mask."""
+    annotated = splits.train_as_evaluated(range(len(splits.train)))
+    if "object_mask" not in annotated[0].annotations:
+        raise UserError(
+            f"synthesis.name: {config.synthesis.name} needs an object mask of each training image, and data.name "
+            f"{config.data.name} has none for {annotated[0].name}; add them (imagefolder: a column "
+            "object_mask_file_name in train/metadata.csv), or choose another synthesis"
+        )
+    return replace(splits, train=annotated)
 
 
 def build_network(config: Config, num_classes: int) -> BuiltModel:

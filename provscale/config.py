@@ -81,7 +81,8 @@ class SynthesisConfig:
     """How training samples are synthesised.
 
     Args:
-        name: none, cutmix, resizemix, puzzlemix, batchmix, edited or another registered synthesis.
+        name: none, cutmix, resizemix, puzzlemix, batchmix, edited, annotated (no synthesis: training images guided by
+            their own object masks) or another registered synthesis.
         probability: share of batches that are mixed (Table 8); edited images are synthetic always.
         start_epoch: epochs, from the first, in which nothing is mixed yet.
         added: how many edited images join the training set; null = all there are.

@@ -26,17 +26,16 @@ from provscale.engine import build_engine, check_supported
 from provscale.errors import UserError
 from provscale.evaluation.run import evaluate, sample_pictures
 from provscale.fast_kernels import choose_fast_ways
-from provscale.guidance.executors.recording import state_preserved
 from provscale.guidance.schedule import alpha_at
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.split_batch import refuse_batch_statistics
-from provscale.guidance.step import GRADIENT_NORMS
 from provscale.models import BuiltModel
 from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
 from provscale.run.checkpoint import BEST, FINAL, Checkpointer
 from provscale.run.checkpoint_folder import Progress
 from provscale.run.final_test import evaluate_best_and_last
+from provscale.run.gradient_watch import GradientWatch
 from provscale.run.run_folder import RunFolder
 from provscale.run.step_report import Readout, StepReport
 from provscale.sample import Sample
@@ -44,9 +43,6 @@ from provscale.second_derivatives.recompute import recompute_activations
 from provscale.signals import StopRequest
 from provscale.synthesis.ablation import ablated
 from provscale.synthesis.saliency import with_saliency
-
-GRADIENT_SAMPLES = 16
-"""Samples per process on which the lengths of gradients are measured."""
 
 
 class Trainer:
@@ -112,7 +108,11 @@ class Trainer:
             self.progress = self.checkpointer.resume()
             if self.progress.step >= self.total_steps:
                 engine.print(f"{config.folder} has finished already; what follows writes its summary and report again")
+            engine.print(f"{config.model.name}: {self.total_parameters / 1e6:.2f} million parameters")
             self.folder = folder
+            self.gradients = GradientWatch(
+                engine, config, self.progress, self.plan.steps_per_epoch, self.may_guide, folder.log
+            )
             if self.splits.selected_on == "test":
                 engine.print(
                     "there is no validation split: the best epoch is chosen on test, so its metrics are optimistic; "
@@ -173,15 +173,19 @@ class Trainer:
         config, engine, step = self.config, self.engine, self.progress.step
         rate = learning_rate(config.optim, step, self.total_steps)
         set_learning_rate(engine.optimizer, rate)
-        alpha = alpha_at(step, config.guidance.alpha, config.guidance.every)
+        samples: Iterator[Sample] = (self.synthesise(loaded.to(engine.device), micro, epoch) for micro, loaded in group)
+        if self.gradients.measures(epoch):
+            whole = list(samples)
+            self.gradients.measure(whole)
+            samples = iter(whole)
+        alpha = alpha_at(step, self.gradients.weight, config.guidance.every)
         mean: dict[str, Tensor] = {}
         micro_batches = [micro for micro, _ in group]
-        samples = sum(micro.size for micro in micro_batches) * engine.world_size
-        for number, (micro, loaded) in enumerate(group):
-            sample = self.synthesise(loaded.to(engine.device), micro, epoch)
+        size = sum(micro.size for micro in micro_batches) * engine.world_size
+        for number, (micro, sample) in enumerate(zip(micro_batches, samples, strict=True)):
             seed_everything(config.seed, "step", step, number * engine.world_size + engine.rank)
-            if number == 0 and self.looks_at_gradients(epoch):
-                self.log_gradients(sample, epoch)
+            if number == 0 and self.gradients.looks(epoch):
+                self.gradients.log(sample, epoch)
             with engine.accumulate():
                 losses = engine.losses(sample, alpha)
                 engine.backward(losses["loss"])
@@ -190,7 +194,7 @@ class Trainer:
                 if micro.last:
                     mine = torch.stack([*mean.values(), torch.full_like(mean["loss"], self.stop_request.asked)])
                     agreed = engine.mean(mine)
-                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, Readout(agreed), samples)
+                    report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, Readout(agreed), size)
                     self.reports.append(report)
                     self.read_reports(self.unread)
                     # Read a step late; so the device itself leaves an update out that would spoil the weights.
@@ -205,26 +209,6 @@ class Trainer:
         report.seconds, report.waited = now - self.last_end, self.waited
         self.last_end, self.waited = now, 0.0
         self.log_reports()
-
-    def looks_at_gradients(self, epoch: int) -> bool:
-        """Whether this step is an epoch's first that may be guided."""
-        if not (self.config.tracking.gradients and self.config.guidance.alpha):
-            return False
-        steps = range(self.plan.steps_per_epoch)
-        mixing = (step for step in steps if not self.synthesis.pairs or self.mixes(epoch, step))
-        return self.progress.step % len(steps) == next(mixing, None)
-
-    def log_gradients(self, sample: Sample, epoch: int) -> None:
-        """Writes how long the gradients of L_cls and L_PG are: at a ratio of 0.01 guidance is asleep, at 10 it drowns
-        the task. Leaves no trace in training."""
-        with state_preserved(self.engine.network, self.engine.device):
-            norms = self.engine.predict(sample[:GRADIENT_SAMPLES], frozenset({GRADIENT_NORMS}))
-        names = list(norms)
-        values = self.engine.mean(torch.stack([norms[name] for name in names]))
-        row = dict(zip(names, values.tolist(), strict=True))
-        ratio = self.config.guidance.alpha * row["gradient_norm_guidance"] / max(row["gradient_norm_cls"], 1e-30)
-        where = {"kind": "gradients", "step": self.progress.step + 1, "epoch": epoch + 1}
-        self.folder.log("gradients", {**where, **row, "gradient_ratio": ratio})
 
     def read_reports(self, unread: int) -> None:
         """Reads what the newest steps came to, all but `unread` of them.
@@ -260,6 +244,10 @@ class Trainer:
         options = self.config.synthesis
         drawn = numpy_generator(self.config.seed, epoch, "mixes", step).uniform()
         return epoch >= options.start_epoch and drawn < options.probability
+
+    def may_guide(self, epoch: int, step: int) -> bool:
+        """Whether a step of an epoch has synthetic samples; with edits any may."""
+        return not self.synthesis.pairs or self.mixes(epoch, step)
 
     def evaluate(self, epoch: int) -> None:
         """Computes the metrics that select, records the best epoch and its weights, saves pictures."""

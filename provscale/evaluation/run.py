@@ -77,8 +77,9 @@ def sample_pictures(
 
     All processes must call it. None if there are no synthetic samples, or they are no images.
     """
-    # Edits come last in the training set; any sample can be mixed.
-    synthetic = len(items) - len(splits.train) if synthesis.uses_edits else len(items) if synthesis.pairs else 0
+    # Edits come last in the training set; any sample can be mixed, or have a mask.
+    everything = synthesis.pairs or synthesis.uses_annotations
+    synthetic = len(items) if everything else len(items) - len(splits.train) if synthesis.uses_edits else 0
     count = min(count, synthetic)
     if not count:
         return None

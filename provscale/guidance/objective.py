@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from provscale.guidance.loss import PAPER, classification_loss, guidance_loss
+from provscale.guidance.loss import PAPER, at_least_float32, classification_loss, guidance_loss
 from provscale.guidance.options import GuidanceOptions
 from provscale.predictions import run_network
 from provscale.sample import Sample
@@ -88,16 +88,19 @@ class Objective:
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}, list(gradients)
 
-    def gradient_norms(self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample) -> dict[str, Tensor]:
-        """How long the gradients of L_cls and of L_PG with respect to all parameters are: whether guidance is felt.
+    def term_gradients(self, network: nn.Module, parameters: Sequence[Tensor], sample: Sample) -> dict[str, Tensor]:
+        """The gradients of L_cls and of L_PG apart: how long they are says whether guidance is felt.
 
         Returns:
-            `gradient_norm_cls` and `gradient_norm_guidance` (not multiplied by alpha), FP32 scalars.
+            `gradient_cls` and `gradient_guidance` (not multiplied by alpha), [number of parameters], at least FP32.
         """
         losses = self.terms(network, sample, guided=True)
-        norms = {}
+        result = {}
         for name in ("cls", "guidance"):
             found = torch.autograd.grad(losses[f"loss_{name}"], parameters, retain_graph=True, allow_unused=True)
-            lengths = [gradient.norm() for gradient in found if gradient is not None]
-            norms[f"gradient_norm_{name}"] = torch.stack(lengths).norm()
-        return norms
+            filled = (
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(parameters, found, strict=True)
+            )
+            result[f"gradient_{name}"] = torch.cat([at_least_float32(gradient).flatten() for gradient in filled])
+        return result

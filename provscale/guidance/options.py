@@ -19,6 +19,10 @@ class GuidanceOptions:
 
     Args:
         alpha: weight of the guidance loss; 0 is the baseline arm.
+        alpha_rule: fixed: alpha is that weight. gradient_ratio: alpha is how long the gradient of the weighted
+            guidance loss shall be beside that of L_cls (parameters' gradients); the weight follows from both, measured
+            over the first `alpha_steps` guided optimizer steps, and is fixed from then on.
+        alpha_steps: see alpha_rule.
         score: the score whose input gradient is guided: logit (the paper), or another of `SCORES`.
         measure: how the gradient outside a target's own elements is measured: energy (the paper), or another of
             `MEASURES`.
@@ -40,6 +44,8 @@ class GuidanceOptions:
     """
 
     alpha: float = 0.0
+    alpha_rule: Literal["fixed", "gradient_ratio"] = "fixed"
+    alpha_steps: int = 20
     score: str = "logit"
     measure: str = "energy"
     executor: str = "auto"
@@ -61,8 +67,9 @@ class GuidanceOptions:
             raise UserError(f"guidance.alpha: is {self.alpha}, must be 0 or more and finite")
         if not -100 < self.dilation < float("inf"):
             raise UserError(f"guidance.dilation: is {self.dilation}, must be above -100 percent and finite")
-        if self.every < 1:
-            raise UserError(f"guidance.every: is {self.every}, must be at least 1")
+        for name in ("every", "alpha_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"guidance.{name}: is {getattr(self, name)}, must be at least 1")
         if self.sampled_term != "none" and self.mask == "none":
             raise UserError(
                 f"guidance.sampled_term: is {self.sampled_term} while guidance.mask is none, where the two terms "

@@ -17,8 +17,8 @@ from provscale.guidance.scores import SCORES
 from provscale.predictions import predict
 from provscale.sample import Sample
 
-GRADIENT_NORMS = "gradient_norms"
-"""An output of the step itself, beside the network's `OUTPUTS`: see `Objective.gradient_norms`."""
+TERM_GRADIENTS = "term_gradients"
+"""An output of the step itself, beside the network's `OUTPUTS`: see `Objective.term_gradients`."""
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16}
 
 
@@ -36,9 +36,9 @@ class GuidedStep(nn.Module):
         precision: `no` (FP32) or `bf16` (autocast inside the step; guidance stays FP32).
         class_weights: [K] factors of the classification loss, or None.
         options: the other fields of `GuidanceOptions`. Under `mask="random"` the caller moves the sample's mask
-            (`random_mask`); a network with dropout draws other numbers under `split_batch` and `sampled_term`, from
-            the same distribution; `split_batch` waits for the device once in a guided step, to read which samples are
-            synthetic.
+            (`random_mask`), and it passes alpha where alpha changes (`every`, `alpha_rule`); a network with dropout
+            draws other numbers under `split_batch` and `sampled_term`, from the same distribution; `split_batch` waits
+            for the device once in a guided step, to read which samples are synthetic.
 
     Raises:
         UserError: a value outside what is allowed; at the first guided step, a network that cannot be differentiated
@@ -89,15 +89,15 @@ class GuidedStep(nn.Module):
             sample: a batch on the network's device.
             anchor: scalar that requires grad, needed by ZeRO-3 and FSDP2: their hooks wait for its gradient.
             alpha: weight of L_PG in this step; None = that of the options.
-            outputs: names of predictions wanted, in `provscale.predictions.OUTPUTS`; or `GRADIENT_NORMS` alone.
+            outputs: names of predictions wanted, in `provscale.predictions.OUTPUTS`; or `TERM_GRADIENTS` alone.
 
         Returns:
             Training: `loss` (scalar; its backward fills parameter gradients), `loss_cls`, `loss_guidance` and the
             network's own (detached). Prediction: see `predict`.
         """
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        if outputs == {GRADIENT_NORMS}:
-            return self.objective.gradient_norms(self.network, parameters, sample)
+        if outputs == {TERM_GRADIENTS}:
+            return self.objective.term_gradients(self.network, parameters, sample)
         if outputs is not None:
             return predict(self.network, sample, outputs, self.autocast_dtype)
         alpha = self.options.alpha if alpha is None else alpha

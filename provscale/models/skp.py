@@ -70,7 +70,8 @@ class StructuredKeypointPooling(nn.Module):
         num_classes: K.
         keypoints: V; 17 for COCO.
         width: D.
-        repeats: number of blocks of widths D, 2D and 4D.
+        repeats: number of blocks of widths D, 2D and 4D. With 24 classes [1, 1, 1] has 5.5 million parameters,
+            [13, 13, 13] has 71.7, the size that the authors state in their later paper (about 70).
         expansion: hidden width of a block.
         normalize: LayerNorm before the classifier.
         missing: how missing keypoints are kept out: `packed`, `masked`, or `auto`: packed, until an executor that

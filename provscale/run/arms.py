@@ -56,6 +56,12 @@ def kind_of(config: dict[str, Any]) -> str:
     return CONTROLS[guidance.get("mask", "provenance")] if guidance["alpha"] > 0 else BASELINE
 
 
+def alpha_text(guidance: dict[str, Any]) -> str:
+    """A config's alpha, with the rule that it is a number for, unless it is the weight itself."""
+    rule = guidance.get("alpha_rule", "fixed")
+    return f"{guidance['alpha']:g}" + (f" ({rule.replace('_', ' ')})" if rule != "fixed" else "")
+
+
 def short(key: str, among: dict[str, Any]) -> str:
     """The last word of a key, or its section's where that is `name`; the whole key where others end alike."""
     section, _, last = key.rpartition(".")

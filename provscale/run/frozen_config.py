@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from provscale.config import Config
 from provscale.errors import UserError
 
 # Keys that may change when a run is resumed: they do not change what is trained.
@@ -51,8 +52,11 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises UserError naming the first key that would make a resumed run another training."""
-    old, new = flatten(before), flatten(now)
+    """Raises UserError naming the first key that would make a resumed run another training.
+
+    A key that an older config lacks had its default there.
+    """
+    old, new = {**flatten(Config().to_dict()), **flatten(before)}, flatten(now)
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key) and changes_training(key):
             raise UserError(

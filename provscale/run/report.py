@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from provscale.evaluation import EVALUATORS
 from provscale.files import write_atomically
-from provscale.run.arms import arm_names, differences, value_text
+from provscale.run.arms import alpha_text, arm_names, differences, value_text
 from provscale.run.charts import Series, chart, swatch
 from provscale.run.finished_run import FinishedRun, Row
 from provscale.run.pictures import gradient_image, mask_image
@@ -130,7 +130,7 @@ def results_table(runs: Runs, names: Sequence[str]) -> str:
     epochs = "".join(f"<td>best epoch ({run.best_epoch})</td><td>last ({run.last_epoch})</td>" for run in runs.values())
     rows = [
         f"<tr><td></td>{heads}</tr><tr><td></td>{epochs}</tr>",
-        row("&alpha;", (f"{run.config['guidance']['alpha']:g}" for run in runs.values()), span=2),
+        row("&alpha;", (alpha_text(run.config["guidance"]) for run in runs.values()), span=2),
         row("training and evaluation, s", (f"{run.summary['wall_seconds']:.0f}" for run in runs.values()), span=2),
     ]
     chosen_on = dict.fromkeys(run.selected_on for run in runs.values())

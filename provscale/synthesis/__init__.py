@@ -3,6 +3,7 @@
 from provscale.config import SynthesisConfig
 from provscale.options import build_part
 from provscale.synthesis.ablation import random_mask
+from provscale.synthesis.annotated import Annotated
 from provscale.synthesis.base import SYNTHESES, Key, Mixing, Synthesis, neighbours
 from provscale.synthesis.batchmix import BatchMix
 from provscale.synthesis.cutmix import CutMix
@@ -12,6 +13,7 @@ from provscale.synthesis.resizemix import ResizeMix
 
 __all__ = [
     "SYNTHESES",
+    "Annotated",
     "BatchMix",
     "CutMix",
     "Edited",

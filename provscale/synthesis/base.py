@@ -22,12 +22,14 @@ class Synthesis:
     Attributes:
         pairs: True if each sample is mixed with a partner.
         uses_edits: True if the data set's edited samples join the training set.
+        uses_annotations: True if training items come with their annotations; edits may be missing then.
         needs_saliency: True if samples must come with `annotations["saliency"]` [B, 1, H, W], the network's output of
             that name.
     """
 
     pairs = False
     uses_edits = False
+    uses_annotations = False
     needs_saliency = False
 
     def prepare(self, item: Item) -> Item:

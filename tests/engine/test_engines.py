@@ -107,6 +107,16 @@ def test_clipping_is_the_configs(engine: str) -> None:
     assert difference(found, result("one", "parity")["cnn", 1, 2]) > 1e-3
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_are_equally_long(engine: str) -> None:
+    """Both processes have the same numbers, from which `guidance.alpha_rule` chooses a weight, and one process has them
+    too, within rounding."""
+    for case, found in result(engine, "lengths").items():
+        (expected,) = result("one", "lengths")[case]
+        assert found[0] == found[1]
+        assert found[0] == pytest.approx(expected, rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
 def test_deepspeeds_default_clipping_would_be_noticed(engine: str) -> None:
     assert difference(result(engine, "default_clipping")["clipped"], result("one", "parity")["cnn", 1, 1]) > 1e-3

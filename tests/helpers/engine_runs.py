@@ -22,6 +22,7 @@ TASKS = [
     "checked",
     "split",
     "clipped",
+    "lengths",
     "refusals",
     "measure",
     "state",
@@ -63,7 +64,7 @@ def finished(engine: str) -> Path:
     """The folder of an engine's results; `one` is the reference process."""
     folder = scratch() / engine
     folder.mkdir()
-    tasks = ["parity", "checked", "clipped", "trainer", "exact"] if engine == "one" else list(TASKS)
+    tasks = ["parity", "checked", "clipped", "lengths", "trainer", "exact"] if engine == "one" else list(TASKS)
     run(engine, folder, *tasks, *(["default_clipping"] if engine.startswith("zero") else []))
     return folder
 

@@ -23,6 +23,7 @@ from provscale.config import Config
 from provscale.data.plan import BatchPlan
 from provscale.engine import Engine, build_engine
 from provscale.errors import UserError
+from provscale.guidance.alpha_rule import gradient_lengths
 from provscale.guidance.self_check import self_check, unwrapped_copy
 from provscale.guidance.step import GuidedStep
 from provscale.models import MODELS as NETWORKS
@@ -172,6 +173,20 @@ def channels_last() -> dict[str, Any]:
     engine.gather(None)
     engine.load(folder)
     return trained
+
+
+def lengths() -> dict[tuple[str, int], Any]:
+    """How long both gradients of a first step are, as every process has it."""
+    results = {}
+    for model, accumulation in (("cnn", 1), ("vit", 2), ("skeleton", 1)):
+        chunks = accumulation if "WORLD_SIZE" in os.environ else 2 * accumulation
+        engine = start(configure(model, chunks), MODELS[model]())
+        engine.prepared.train()
+        data = training_set(model, 2)
+        plan = BatchPlan(len(data), BATCH, 0, engine.rank, engine.world_size, chunks)
+        batch = [data[torch.tensor(micro.indices)] for micro in list(plan.micro_batches(0))[:chunks]]
+        results[model, accumulation] = engine.gather(gradient_lengths(engine, batch, (0, "step", 0)))
+    return results
 
 
 def clipped() -> dict[str, Any]:

@@ -186,3 +186,15 @@ def test_mistakes_are_one_line() -> None:
         StructuredKeypointPooling(K, missing="drop")
     with pytest.raises(UserError, match="Linear has no method logits_and_instance_scores"):
         instance_scores(torch.nn.Linear(1, 1), Sample.real(torch.zeros(1, 1), torch.tensor([0])))
+
+
+@pytest.mark.parametrize(("repeats", "millions"), [((1, 1, 1), 5.54), ((13, 13, 13), 71.73)])
+def test_size_of_our_setting_and_of_the_authors(repeats: tuple[int, int, int], millions: float) -> None:
+    """The table in docs/skeletons.md, counted by hand: a block of width C has twice C x 2C weights, and a scale and a
+    shift of each of its 3C normalised channels."""
+    blocks = sum(count * (4 * c * c + 6 * c) for count, c in zip(repeats, (256, 512, 1024), strict=True))
+    expected = blocks + (5 * 256 + 2 * 256) + 2 * 1024 + (1024 + 1) * 24
+    with torch.device("meta"):
+        built = StructuredKeypointPooling(24, repeats=repeats)
+    assert sum(parameter.numel() for parameter in built.parameters()) == expected
+    assert round(expected / 1e6, 2) == millions

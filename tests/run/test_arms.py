@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from provscale.config import Config
-from provscale.run.arms import arm_names, differences
+from provscale.run.arms import alpha_text, arm_names, differences
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -69,3 +69,8 @@ def test_a_key_that_an_older_config_lacks_has_its_default() -> None:
     del older["guidance"]["every"], older["tracking"], older["optim"]["lr"]
     assert differences([older, newer]) == {"optim.lr": [Config().optim.lr, 0.5]}
     assert arm_names([older, newer]) == [f"baseline, lr {Config().optim.lr:g}", "baseline, lr 0.5"]
+
+
+def test_alpha_says_what_it_is_a_number_of() -> None:
+    assert alpha_text({"alpha": 0.2}) == alpha_text({"alpha": 0.2, "alpha_rule": "fixed"}) == "0.2"
+    assert alpha_text({"alpha": 0.2, "alpha_rule": "gradient_ratio"}) == "0.2 (gradient ratio)"

@@ -46,6 +46,7 @@ CASES = {
     "mixing, workers, accumulation": {"data__workers": 2, "train__accumulation": 2},
     "adamw, half mixed": {"optim__name": "adamw", "optim__lr": 1e-3, "synthesis__probability": 0.5},
     "edits, masks moved": {"synthesis__name": "edited", "guidance__mask": "random", "optim__schedule": "cosine"},
+    "alpha by gradients": {"guidance__alpha_rule": "gradient_ratio", "guidance__alpha_steps": 7},
     "self-check, pictures, sparse log": {"train__self_check": "true", "tracking__images": 2, "tracking__log_every": 2},
 }
 

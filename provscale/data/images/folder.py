@@ -16,7 +16,8 @@ as `prompt`, are left alone.
 
 `mask_file_name` is the provenance mask of an edited image: one channel, the size of its image, 8-bit gray (255 =
 unedited, 0 = edited, values between are shares) or 0 and 1. `source_file_name` is the image before the edit, from
-which the mask is derived. `object_mask_file_name` and x0..y1 (pixels) serve evaluation only.
+which the mask is derived. `object_mask_file_name` and x0..y1 (pixels) serve evaluation, in train the former also
+`synthesis.name: annotated`.
 """
 
 from __future__ import annotations
