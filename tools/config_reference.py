@@ -139,8 +139,10 @@ def parts() -> Iterable[str]:
 
 
 def option_lines(section: str, part: Any, options: Options) -> list[str]:
-    """A row for each option; its range is what the dataclass says that refuses it."""
+    """A row for each option; its range is what the dataclass says that refuses it, if it can be made of one option."""
     made = options.group or (part if is_dataclass(part) else None)
+    if any(field.default is REQUIRED for field in options.fields.values()):
+        made = None
 
     def checked(name: str) -> Callable[[Any], object]:
         return lambda value: made(**{name: value}) if made else None
