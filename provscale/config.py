@@ -62,8 +62,8 @@ class ModelConfig:
 
     Args:
         name: vgg16_cam, deit_small_sat, skp, stgcn, posec3d or another registered model, or any timm model.
-        pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors
-            or a PyTorch state dict).
+        pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors,
+            a PyTorch state dict, or a folder that tools/export.py wrote).
         channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor
             cores; on a CPU double backward loses by it. null: on a GPU with train.precision bf16. ZeRO and FSDP2 store
             weights their own way and ignore it.

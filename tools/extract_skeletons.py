@@ -19,12 +19,12 @@ import torch
 
 from provscale.data.skeletons.clips import write_skeletons
 from provscale.data.skeletons.hrnet.extract import Settings
-from provscale.data.skeletons.hrnet.installed import require_openmmlab
 from provscale.data.skeletons.hrnet.parts import Parts
 from provscale.data.skeletons.hrnet.videos import Video, find_videos
 from provscale.data.skeletons.hrnet.workers import progress, run
 from provscale.data.skeletons.tubes import read_testlist
 from provscale.errors import UserError
+from provscale.openmmlab import require_openmmlab
 
 
 def parser() -> argparse.ArgumentParser:

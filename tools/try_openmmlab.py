@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import torch
 
-from provscale.data.skeletons.hrnet.installed import require_openmmlab
 from provscale.data.skeletons.hrnet.pose import PoseEstimator
 from provscale.errors import reported
 from provscale.models.openmmlab import STGCN, PoseC3D
+from provscale.openmmlab import require_openmmlab
 
 
 def try_networks() -> str:

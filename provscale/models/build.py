@@ -27,6 +27,9 @@ A network with a pretrained backbone may say `hub_name`, the timm model whose we
 beginnings of the names of all parameters that those weights do not have.
 """
 
+WEIGHTS = "model.safetensors"
+"""The weight file of an exported folder, by the hub's convention."""
+
 
 @dataclass
 class BuiltModel:
@@ -107,11 +110,13 @@ def package_weights(config: ModelConfig, network: nn.Module) -> dict[str, Tensor
 
 
 def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """A state dict from a `.safetensors` file or a PyTorch file (read without running code).
+    """A state dict from a `.safetensors` file, a PyTorch file (read without running code) or a folder of tools/export.
 
     Raises:
         UserError: missing file, other format, or a pickle that holds more than tensors.
     """
+    if path.is_dir():
+        path = path / WEIGHTS
     if not path.is_file():
         raise UserError(f"{key}: {path} does not exist; allowed are none, package, hub or the path of a weight file")
     try:

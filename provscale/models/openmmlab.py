@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from provscale.data.skeletons.hrnet.installed import require_openmmlab
 from provscale.data.skeletons.tubes import UCF101_RESOLUTION
 from provscale.errors import UserError
 from provscale.models.build import MODELS
+from provscale.openmmlab import require_openmmlab
 
 KEYPOINTS = 17
 MIN_CONFIDENCE = 1e-4

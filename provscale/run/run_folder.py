@@ -167,6 +167,10 @@ class RunFolder:
             "world_size": self.engine.world_size,
             "engine": self.engine.name,
             "parameters": total_parameters,
+            "classes": list(splits.class_names),
+            # Of evaluated images scaled to [0, 1]; null where inputs are no images.
+            "mean": splits.mean,
+            "std": splits.std,
             "environment": environment(),
         }
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from provscale.data.skeletons.hrnet.installed import require_openmmlab
 from provscale.data.skeletons.hrnet.weights import HRNET_FILE, load_into, load_named_weights
+from provscale.openmmlab import require_openmmlab
 
 KEYPOINTS = 17
 CONFIG = "body_2d_keypoint/topdown_heatmap/coco/td-hm_hrnet-w32_8xb64-210e_coco-256x192.py"
