@@ -1,4 +1,4 @@
-"""Trains the demo's runs, each in a process of its own, and reads what they leave."""
+"""The tasks of the demo and of pages like it: trains their runs, each in its own process, and reads what they leave."""
 
 from __future__ import annotations
 
@@ -13,11 +13,40 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from provscale.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+TASKS = ROOT / "configs" / "demo_tasks.yaml"
+LABELS = {
+    "accuracy": "accuracy, %",
+    "worst_group": "worst group, %",
+    "maxboxacc": "MaxBoxAccV2, %",
+    "maxboxacc/iou30": "box accuracy at IoU 0.3, %",
+    "maxboxacc/iou50": "box accuracy at IoU 0.5, %",
+    "maxboxacc/iou70": "box accuracy at IoU 0.7, %",
+    "gradient_energy": "input-gradient energy outside the object, %",
+}
 Arm = tuple[str, list[str]]
 """Name of an arm, and its command line."""
+
+
+def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:
+    """The tasks of a file, or the one of that name. Raises UserError: no such file or task."""
+    if not file.is_file():
+        raise UserError(f"--tasks: {file} does not exist; see configs/demo_tasks.yaml")
+    tasks: dict[str, Any] = yaml.safe_load(file.read_text())
+    if name is None:
+        return tasks
+    if name not in tasks:
+        raise UserError(f"--task: is '{name}', must be one of: {', '.join(tasks)} ({file})")
+    return {name: tasks[name]}
+
+
+def common_words(task: dict[str, Any]) -> list[str]:
+    """The command line that a task's arms have in common."""
+    return ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
 
 
 def train_all(task: str, arms: Sequence[Arm], seeds: Sequence[int], folder: Path, jobs: int) -> dict[str, list[Path]]:
