@@ -18,17 +18,28 @@ from provscale.errors import reported
 from provscale.files import update_document
 from provscale.run.report import write_report
 from tools import demo_curve
-from tools.demo_runs import LABELS, TASKS, chosen_tasks, common_words, cpu_seconds, summary, train_all, values_text
+from tools.demo_runs import (
+    LABELS,
+    TASKS,
+    chosen_tasks,
+    common_words,
+    cpu_seconds,
+    differences_text,
+    summary,
+    train_all,
+    values_text,
+)
 
 Runs = dict[str, list[Path]]
 
 
-def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> str:
+def table(runs: Runs, metrics: list[str], floor: list[float] | None = None, against: str | None = None) -> str:
     """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value.
 
     Args:
         floor: arithmetic of a step of each arm; with it the table shows the runs' cost. None is for runs that are
             evaluated often: it shows the epoch that validation chose, and the first metric on test then.
+        against: an arm, from which the others' first metric on test then is subtracted, seed by seed.
     """
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
 
@@ -47,8 +58,13 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> s
     row(
         "best epoch on validation", [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
     )
-    best = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
-    row(f"{LABELS[metrics[0]]}, with that epoch's weights", best)
+    best = {arm: [summary(run)["test"]["best"][metrics[0]] for run in paths] for arm, paths in runs.items()}
+    row(f"{LABELS[metrics[0]]}, with that epoch's weights", map(values_text, best.values()))
+    if against is not None:
+        row(
+            f"the same, minus {against}",
+            ["" if arm == against else differences_text(best[against], best[arm]) for arm in runs],
+        )
     return "\n".join(lines)
 
 
@@ -62,7 +78,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
         report = arguments.dir / f"demo-{name}.html"
         curve = demo_curve.section(demo_curve.read(demo_curve.data_file(task))) if "curve" in task else ""
         write_report(report, [runs[arm][0] for arm in task["arms"]], curve)
-        text = table(runs, task["metrics"], task.get("floor"))
+        text = table(runs, task["metrics"], task.get("floor"), task.get("against"))
         if arguments.doc is not None:
             update_document(arguments.doc, text, f"measured {name}")
         reports.append(f"{name}, last epoch\n\n{text}\n\nOpen the report: {report.resolve()}")

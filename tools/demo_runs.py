@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -109,3 +110,12 @@ def values_text(values: Sequence[float], digits: int = 1) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
+
+
+def differences_text(first: Sequence[float], second: Sequence[float]) -> str:
+    """Of `second` minus `first`, seed by seed: **the mean ± its standard error** (and each difference)."""
+    values = [b - a for a, b in zip(first, second, strict=True)]
+    if len(values) == 1:
+        return f"{values[0]:+.1f}"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"**{statistics.mean(values):+.1f} ± {error:.1f}** ({', '.join(f'{value:+.1f}' for value in values)})"

@@ -55,7 +55,7 @@ def test_tasks_are_chosen_by_file_and_name(tmp_path: Path) -> None:
 
 
 def test_table_has_mean_and_each_value(tmp_path: Path) -> None:
-    """Means by hand: (1 + 2) / 2 and (10 + 30) / 2."""
+    """By hand: (1 + 2) / 2, (10 + 30) / 2; differences 20 and -20 have standard deviation 20 * sqrt(2)."""
     runs = []
     for number, (last, best) in enumerate([(1.0, 10.0), (2.0, 30.0)]):
         run = tmp_path / str(number)
@@ -63,10 +63,17 @@ def test_table_has_mean_and_each_value(tmp_path: Path) -> None:
         content = {"test": {"last": {"accuracy": last}, "best": {"accuracy": best}}, "best_epoch": number + 3}
         (run / "summary.json").write_text(json.dumps({**content, "wall_seconds": 7.2}))
         runs.append(run)
-    lines = demo.table({"arm": runs}, ["accuracy"]).splitlines()
-    assert lines[2] == "| accuracy, % | **1.5** (1.0, 2.0) |"
-    assert lines[3] == "| best epoch on validation | 3, 4 |"
-    assert lines[4] == "| accuracy, %, with that epoch's weights | **20.0** (10.0, 30.0) |"
+    lines = demo.table({"arm": runs, "other": runs[::-1]}, ["accuracy"], against="arm").splitlines()
+    assert lines[2] == "| accuracy, % | **1.5** (1.0, 2.0) | **1.5** (2.0, 1.0) |"
+    assert lines[3] == "| best epoch on validation | 3, 4 | 4, 3 |"
+    assert lines[4] == "| accuracy, %, with that epoch's weights | **20.0** (10.0, 30.0) | **20.0** (30.0, 10.0) |"
+    assert lines[5] == "| the same, minus arm |  | **+0.0 ± 20.0** (+20.0, -20.0) |"
+
+
+def test_differences_are_paired() -> None:
+    """By hand: differences 1, 3 and 5, standard deviation 2, divided by the root of three."""
+    assert demo_runs.differences_text([1.0, 2.0, 3.0], [2.0, 5.0, 8.0]) == "**+3.0 ± 1.2** (+1.0, +3.0, +5.0)"
+    assert demo_runs.differences_text([4.0], [3.0]) == "-1.0"
 
 
 def test_table_of_costs(tmp_path: Path) -> None:
