@@ -17,6 +17,7 @@ from tools import demo, demo_curve, demo_runs
 TASKS = yaml.safe_load((ROOT / "configs" / "demo_tasks.yaml").read_text())
 LESS_WORK = ROOT / "configs" / "less_work_tasks.yaml"
 LESS_WORK_TASKS = yaml.safe_load(LESS_WORK.read_text())
+BIRDS_TASKS = yaml.safe_load((ROOT / "configs" / "birds_tasks.yaml").read_text())
 
 
 words_of = demo_runs.common_words
@@ -28,6 +29,18 @@ def test_every_arm_parses_and_arms_differ_in_guidance_or_synthesis_alone(task: d
     for words in task["arms"].values():
         arm = parse([*words_of(task), *words]).to_dict()
         assert {key for key in whole if whole[key] != arm[key]} <= {"guidance", "synthesis"}
+    assert set(task["metrics"]) <= set(demo_runs.LABELS)
+
+
+@pytest.mark.parametrize("task", BIRDS_TASKS.values(), ids=list(BIRDS_TASKS))
+def test_arms_with_birds_parse_and_differ_in_guidance_synthesis_or_the_root_alone(task: dict[str, Any]) -> None:
+    """The root's table of edits names the true masks, or does not."""
+    whole = parse(words_of(task)).to_dict()
+    for words in task["arms"].values():
+        arm = parse([*words_of(task), *words]).to_dict()
+        assert {key for key in whole if whole[key] != arm[key]} <= {"guidance", "synthesis", "data"}
+        assert {**whole["data"], "root": ""} == {**arm["data"], "root": ""}
+    assert {task["against"]} <= set(task["arms"])
     assert set(task["metrics"]) <= set(demo_runs.LABELS)
 
 
