@@ -13,35 +13,33 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from provscale.errors import UserError, reported
+from provscale.errors import reported
 from provscale.files import update_document
 from provscale.run.report import write_report
 from tools import demo_curve
-from tools.demo_runs import ROOT, cpu_seconds, summary, train_all, values_text
+from tools.demo_runs import (
+    LABELS,
+    TASKS,
+    chosen_tasks,
+    common_words,
+    cpu_seconds,
+    differences_text,
+    summary,
+    train_all,
+    values_text,
+)
 
-TASKS = ROOT / "configs" / "demo_tasks.yaml"
-LABELS = {
-    "accuracy": "accuracy, %",
-    "worst_group": "worst group, %",
-    "maxboxacc": "MaxBoxAccV2, %",
-    "maxboxacc/iou30": "box accuracy at IoU 0.3, %",
-    "maxboxacc/iou50": "box accuracy at IoU 0.5, %",
-    "maxboxacc/iou70": "box accuracy at IoU 0.7, %",
-    "gradient_energy": "input-gradient energy outside the object, %",
-}
 Runs = dict[str, list[Path]]
 
 
-def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> str:
+def table(runs: Runs, metrics: list[str], floor: list[float] | None = None, against: str | None = None) -> str:
     """A Markdown table: of every metric and arm the test metrics after the last epoch, mean over seeds and each value.
 
     Args:
         floor: arithmetic of a step of each arm; with it the table shows the runs' cost. None is for runs that are
             evaluated often: it shows the epoch that validation chose, and the first metric on test then.
+        against: an arm, from which the others' first metric on test then is subtracted, seed by seed.
     """
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
 
@@ -60,21 +58,14 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None) -> s
     row(
         "best epoch on validation", [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
     )
-    best = [values_text([summary(run)["test"]["best"][metrics[0]] for run in arm]) for arm in runs.values()]
-    row(f"{LABELS[metrics[0]]}, with that epoch's weights", best)
+    best = {arm: [summary(run)["test"]["best"][metrics[0]] for run in paths] for arm, paths in runs.items()}
+    row(f"{LABELS[metrics[0]]}, with that epoch's weights", map(values_text, best.values()))
+    if against is not None:
+        row(
+            f"the same, minus {against}",
+            ["" if arm == against else differences_text(best[against], best[arm]) for arm in runs],
+        )
     return "\n".join(lines)
-
-
-def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:
-    """The tasks of a file, or the one of that name. Raises UserError: no such file or task."""
-    if not file.is_file():
-        raise UserError(f"--tasks: {file} does not exist; see configs/demo_tasks.yaml")
-    tasks: dict[str, Any] = yaml.safe_load(file.read_text())
-    if name is None:
-        return tasks
-    if name not in tasks:
-        raise UserError(f"--task: is '{name}', must be one of: {', '.join(tasks)} ({file})")
-    return {name: tasks[name]}
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
@@ -82,13 +73,12 @@ def run_demo(arguments: argparse.Namespace) -> None:
     tasks = chosen_tasks(arguments.tasks, arguments.task)
     reports = []
     for name, task in tasks.items():
-        common = ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
-        arms = [(arm, [*common, *words]) for arm, words in task["arms"].items()]
+        arms = [(arm, [*common_words(task), *words]) for arm, words in task["arms"].items()]
         runs = train_all(name, arms, arguments.seeds, arguments.dir, arguments.jobs)
         report = arguments.dir / f"demo-{name}.html"
-        curve = demo_curve.section(demo_curve.read()) if task.get("curve") else ""
+        curve = demo_curve.section(demo_curve.read(demo_curve.data_file(task))) if "curve" in task else ""
         write_report(report, [runs[arm][0] for arm in task["arms"]], curve)
-        text = table(runs, task["metrics"], task.get("floor"))
+        text = table(runs, task["metrics"], task.get("floor"), task.get("against"))
         if arguments.doc is not None:
             update_document(arguments.doc, text, f"measured {name}")
         reports.append(f"{name}, last epoch\n\n{text}\n\nOpen the report: {report.resolve()}")

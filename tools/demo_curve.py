@@ -1,10 +1,13 @@
-"""Worst group over alpha with the right and with wrong masks, on the demo's edited images: docs/demo.md's picture.
+"""A task's first metric over alpha, with the right and with wrong masks: pictures of docs/demo.md and docs/results.md.
 
-python -m tools.demo_curve --seeds 0      trains what is not trained yet; writes docs/demo_alpha.json,
-                                            the picture and the table in docs/demo.md
+python -m tools.demo_curve --seeds 0      trains what is not trained yet; writes docs/demo_alpha.json, the picture and
+                                            the table in docs/demo.md
 python -m tools.demo_curve                  picture and table from docs/demo_alpha.json again
+python -m tools.demo_curve --tasks configs/birds_tasks.yaml --task birds-in-scenes --doc docs/results.md --seeds 0
+                                            the same of another task
 
-Values are those of the validation split in the last epoch: the test split has no part in choosing alpha.
+A task has a curve where its entry in the YAML says `curve`: `name` of its files, `baseline` (the arm without guidance)
+and `alphas`. Values are those of the validation split in the last epoch: the test split has no part in choosing alpha.
 """
 
 from __future__ import annotations
@@ -28,15 +31,10 @@ from matplotlib.figure import Figure
 from provscale.errors import UserError, reported
 from provscale.files import update_document, write_atomically
 from provscale.tracking.metrics_file import read_metrics
-from tools.demo_runs import ROOT, train_all, values_text
+from tools.demo_runs import LABELS, ROOT, TASKS, chosen_tasks, common_words, train_all, values_text
 
-CONFIG = ROOT / "configs" / "demo.yaml"
-DATA = ROOT / "docs" / "demo_alpha.json"
-TITLE = "The curve over alpha, measured before (docs/demo.md)"
-PAGE = ROOT / "docs" / "demo.md"
-PICTURE = ROOT / "docs" / "images" / "demo_alpha.svg"
-ALPHAS = (0.3, 1.0, 3.0, 10.0)
-BASELINE = "edits only"
+DOCS = ROOT / "docs"
+TITLE = "The curve over alpha, measured before"
 # Okabe and Ito's colours, which colour-blind readers tell apart; lines and markers differ as well.
 STYLES: dict[str, dict[str, Any]] = {
     "provenance": {"label": "right mask", "color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -44,29 +42,35 @@ STYLES: dict[str, dict[str, Any]] = {
     "none": {"label": "no mask", "color": "#000000", "marker": "^", "linestyle": ":"},
 }
 Curves = dict[str, Any]
-"""`seeds`: list; `edits only`: worst group per seed; `provenance`, `random`, `none`: the same by alpha, as text."""
+"""`seeds`: list; `metric`; `baseline`: its arm's name; `without`: the metric per seed of this arm; `provenance`,
+`random`, `none`: the same by alpha, as text."""
 
 
-def measure(seeds: Sequence[int], alphas: Sequence[float], folder: Path, jobs: int) -> Curves:
-    """Trains every run that has not finished yet, and reads all of them."""
-    common = ["--cfg", str(CONFIG), "--tracking.images", "0", "--tracking.wandb", "disabled"]
-    arms = [(BASELINE, [*common, "--guidance.alpha", "0"])]
+def measure(name: str, task: dict[str, Any], seeds: Sequence[int], folder: Path, jobs: int) -> Curves:
+    """Trains every run of a task's curve that has not finished yet, and reads all of them."""
+    common = [*common_words(task), "--tracking.images", "0", "--tracking.wandb", "disabled"]
+    baseline, alphas, metric = task["curve"]["baseline"], task["curve"]["alphas"], task["metrics"][0]
+    arms = [(baseline, [*common, "--guidance.alpha", "0"])]
     for mask in STYLES:
         guided = [*common, "--guidance.mask", mask, "--guidance.alpha"]
         arms += [(f"{mask} {alpha:g}", [*guided, str(alpha)]) for alpha in alphas]
-    runs = train_all("alpha", arms, seeds, folder, jobs)
-    values = {arm: [last_validation(run) for run in paths] for arm, paths in runs.items()}
-    curves: Curves = {"seeds": list(seeds), BASELINE: values[BASELINE]}
+    runs = train_all(f"{name}-alpha", arms, seeds, folder, jobs)
+    values = {arm: [last_validation(run, metric) for run in paths] for arm, paths in runs.items()}
+    curves: Curves = {"seeds": list(seeds), "metric": metric, "baseline": baseline, "without": values[baseline]}
     return curves | {mask: {f"{alpha:g}": values[f"{mask} {alpha:g}"] for alpha in alphas} for mask in STYLES}
 
 
-def last_validation(run: Path) -> float:
-    """Worst group, %, on the validation split after the last epoch."""
+def last_validation(run: Path, metric: str) -> float:
+    """A metric on the validation split after the last epoch."""
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
-    return float(rows[-1]["worst_group"])
+    return float(rows[-1][metric])
 
 
-def read(path: Path = DATA) -> Curves:
+def data_file(task: dict[str, Any]) -> Path:
+    return DOCS / f"{task['curve']['name']}.json"
+
+
+def read(path: Path) -> Curves:
     """Raises UserError: no data yet."""
     if not path.exists():
         raise UserError(f"{path} does not exist; measure it with: python -m tools.demo_curve --seeds 0")
@@ -78,25 +82,26 @@ def table(curves: Curves) -> str:
     """A Markdown table: rows of alpha, columns of masks, mean (each seed)."""
     header = "| alpha | " + " | ".join(style["label"] for style in STYLES.values()) + " |"
     lines = [header, "|---|---|---|---|"]
-    lines.append("| 0 (edits only) | " + " | ".join([values_text(curves[BASELINE])] * len(STYLES)) + " |")
+    without = [values_text(curves["without"])] * len(STYLES)
+    lines.append(f"| 0 ({curves['baseline']}) | " + " | ".join(without) + " |")
     for alpha in curves["provenance"]:
         lines.append(f"| {alpha} | " + " | ".join(values_text(curves[mask][alpha]) for mask in STYLES) + " |")
     return "\n".join(lines)
 
 
 def draw(curves: Curves) -> Figure:
-    """Lines: means over the seeds; points: each seed; grey band: edits without guidance, from worst to best seed."""
+    """Lines: means over the seeds; points: each seed; grey band: the arm without guidance, from worst to best seed."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    baseline = curves[BASELINE]
-    axis.axhspan(min(baseline), max(baseline), color="#999999", alpha=0.25, lw=0)
-    axis.axhline(statistics.mean(baseline), color="#777777", lw=1.2, label="edits only (alpha 0)")
+    without = curves["without"]
+    axis.axhspan(min(without), max(without), color="#999999", alpha=0.25, lw=0)
+    axis.axhline(statistics.mean(without), color="#777777", lw=1.2, label=f"{curves['baseline']} (alpha 0)")
     for mask, style in STYLES.items():
         alphas = [float(alpha) for alpha in curves[mask]]
         values = list(curves[mask].values())
         axis.plot(alphas, [statistics.mean(seeds) for seeds in values], lw=2, ms=7, **style)
         for alpha, seeds in zip(alphas, values, strict=True):
             axis.plot([alpha] * len(seeds), seeds, style["marker"], color=style["color"], ms=3.5, alpha=0.5)
-    axis.set(xscale="log", ylim=(0, 100), xlabel="alpha", ylabel="worst group, % (validation)")
+    axis.set(xscale="log", ylim=(0, 100), xlabel="alpha", ylabel=f"{LABELS[curves['metric']]} (validation)")
     axis.set_xticks(alphas, list(curves["provenance"]))
     axis.minorticks_off()
     axis.grid(alpha=0.3)
@@ -111,7 +116,7 @@ def section(curves: Curves) -> str:
     figure.savefig(content, format="png", dpi=110)
     plt.close(figure)
     data = base64.b64encode(content.getvalue()).decode()
-    caption = "worst group over alpha, with the right mask, a random mask and no mask"
+    caption = f"{LABELS[curves['metric']]}, over alpha, with the right mask, a random mask and no mask"
     return f'<h2>{TITLE}</h2><p><img alt="{caption}" src="data:image/png;base64,{data}"></p>'
 
 
@@ -120,17 +125,23 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds to train (default: none, draw only)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
-    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help=f"default: {ALPHAS}")
+    parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML of tasks (default: the demo's)")
+    parser.add_argument("--task", default="edits", help="the task (default: edits)")
+    parser.add_argument("--doc", type=Path, default=DOCS / "demo.md", help="page of the table (default: docs/demo.md)")
     arguments = parser.parse_args()
 
     def run() -> None:
+        task = chosen_tasks(arguments.tasks, arguments.task)[arguments.task]
+        if "curve" not in task:
+            raise UserError(f"--task: {arguments.task} has no curve; add the key `curve` to it in {arguments.tasks}")
+        data, name = data_file(task), task["curve"]["name"]
         if arguments.seeds:
-            curves = measure(arguments.seeds, arguments.alphas, arguments.dir, arguments.jobs)
-            write_atomically(DATA, json.dumps(curves, indent=1) + "\n")
-        update_document(PAGE, table(read()), "measured alpha")
-        figure = draw(read())
-        figure.savefig(PICTURE, metadata={"Date": None})
-        print(PICTURE)
+            curves = measure(arguments.task, task, arguments.seeds, arguments.dir, arguments.jobs)
+            write_atomically(data, json.dumps(curves, indent=1) + "\n")
+        update_document(arguments.doc, table(read(data)), f"measured {name}")
+        picture = DOCS / "images" / f"{name}.svg"
+        draw(read(data)).savefig(picture, metadata={"Date": None})
+        print(picture)
 
     return reported(run)
 

@@ -1,8 +1,9 @@
-"""Trains the demo's runs, each in a process of its own, and reads what they leave."""
+"""The tasks of the demo and of pages like it: trains their runs, each in its own process, and reads what they leave."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -13,11 +14,40 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from provscale.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+TASKS = ROOT / "configs" / "demo_tasks.yaml"
+LABELS = {
+    "accuracy": "accuracy, %",
+    "worst_group": "worst group, %",
+    "maxboxacc": "MaxBoxAccV2, %",
+    "maxboxacc/iou30": "box accuracy at IoU 0.3, %",
+    "maxboxacc/iou50": "box accuracy at IoU 0.5, %",
+    "maxboxacc/iou70": "box accuracy at IoU 0.7, %",
+    "gradient_energy": "input-gradient energy outside the object, %",
+}
 Arm = tuple[str, list[str]]
 """Name of an arm, and its command line."""
+
+
+def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:
+    """The tasks of a file, or the one of that name. Raises UserError: no such file or task."""
+    if not file.is_file():
+        raise UserError(f"--tasks: {file} does not exist; see configs/demo_tasks.yaml")
+    tasks: dict[str, Any] = yaml.safe_load(file.read_text())
+    if name is None:
+        return tasks
+    if name not in tasks:
+        raise UserError(f"--task: is '{name}', must be one of: {', '.join(tasks)} ({file})")
+    return {name: tasks[name]}
+
+
+def common_words(task: dict[str, Any]) -> list[str]:
+    """The command line that a task's arms have in common."""
+    return ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
 
 
 def train_all(task: str, arms: Sequence[Arm], seeds: Sequence[int], folder: Path, jobs: int) -> dict[str, list[Path]]:
@@ -80,3 +110,12 @@ def values_text(values: Sequence[float], digits: int = 1) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"**{statistics.mean(values):.{digits}f}** ({', '.join(f'{value:.{digits}f}' for value in values)})"
+
+
+def differences_text(first: Sequence[float], second: Sequence[float]) -> str:
+    """Of `second` minus `first`, seed by seed: **the mean ± its standard error** (and each difference)."""
+    values = [b - a for a, b in zip(first, second, strict=True)]
+    if len(values) == 1:
+        return f"{values[0]:+.1f}"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"**{statistics.mean(values):+.1f} ± {error:.1f}** ({', '.join(f'{value:+.1f}' for value in values)})"

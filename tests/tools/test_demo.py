@@ -17,10 +17,10 @@ from tools import demo, demo_curve, demo_runs
 TASKS = yaml.safe_load((ROOT / "configs" / "demo_tasks.yaml").read_text())
 LESS_WORK = ROOT / "configs" / "less_work_tasks.yaml"
 LESS_WORK_TASKS = yaml.safe_load(LESS_WORK.read_text())
+BIRDS_TASKS = yaml.safe_load((ROOT / "configs" / "birds_tasks.yaml").read_text())
 
 
-def words_of(task: dict[str, Any]) -> list[str]:
-    return ["--cfg", str(ROOT / "configs" / f"{task['config']}.yaml"), *task.get("options", [])]
+words_of = demo_runs.common_words
 
 
 @pytest.mark.parametrize("task", [*TASKS.values(), *LESS_WORK_TASKS.values()], ids=[*TASKS, *LESS_WORK_TASKS])
@@ -29,7 +29,19 @@ def test_every_arm_parses_and_arms_differ_in_guidance_or_synthesis_alone(task: d
     for words in task["arms"].values():
         arm = parse([*words_of(task), *words]).to_dict()
         assert {key for key in whole if whole[key] != arm[key]} <= {"guidance", "synthesis"}
-    assert set(task["metrics"]) <= set(demo.LABELS)
+    assert set(task["metrics"]) <= set(demo_runs.LABELS)
+
+
+@pytest.mark.parametrize("task", BIRDS_TASKS.values(), ids=list(BIRDS_TASKS))
+def test_arms_with_birds_parse_and_differ_in_guidance_synthesis_or_the_root_alone(task: dict[str, Any]) -> None:
+    """The root's table of edits names the true masks, or does not."""
+    whole = parse(words_of(task)).to_dict()
+    for words in task["arms"].values():
+        arm = parse([*words_of(task), *words]).to_dict()
+        assert {key for key in whole if whole[key] != arm[key]} <= {"guidance", "synthesis", "data"}
+        assert {**whole["data"], "root": ""} == {**arm["data"], "root": ""}
+    assert {task["against"]} <= set(task["arms"])
+    assert set(task["metrics"]) <= set(demo_runs.LABELS)
 
 
 @pytest.mark.parametrize("name", LESS_WORK_TASKS)
@@ -46,17 +58,17 @@ def test_floor_of_every_arm(name: str) -> None:
 
 
 def test_tasks_are_chosen_by_file_and_name(tmp_path: Path) -> None:
-    assert demo.chosen_tasks(LESS_WORK, None) == LESS_WORK_TASKS
+    assert demo_runs.chosen_tasks(LESS_WORK, None) == LESS_WORK_TASKS
     name = next(iter(LESS_WORK_TASKS))
-    assert demo.chosen_tasks(LESS_WORK, name) == {name: LESS_WORK_TASKS[name]}
+    assert demo_runs.chosen_tasks(LESS_WORK, name) == {name: LESS_WORK_TASKS[name]}
     with pytest.raises(UserError, match=f"--task: is 'x', must be one of: {', '.join(LESS_WORK_TASKS)}"):
-        demo.chosen_tasks(LESS_WORK, "x")
+        demo_runs.chosen_tasks(LESS_WORK, "x")
     with pytest.raises(UserError, match=r"--tasks: .*none\.yaml does not exist"):
-        demo.chosen_tasks(tmp_path / "none.yaml", None)
+        demo_runs.chosen_tasks(tmp_path / "none.yaml", None)
 
 
 def test_table_has_mean_and_each_value(tmp_path: Path) -> None:
-    """Means by hand: (1 + 2) / 2 and (10 + 30) / 2."""
+    """By hand: (1 + 2) / 2, (10 + 30) / 2; differences 20 and -20 have standard deviation 20 * sqrt(2)."""
     runs = []
     for number, (last, best) in enumerate([(1.0, 10.0), (2.0, 30.0)]):
         run = tmp_path / str(number)
@@ -64,10 +76,17 @@ def test_table_has_mean_and_each_value(tmp_path: Path) -> None:
         content = {"test": {"last": {"accuracy": last}, "best": {"accuracy": best}}, "best_epoch": number + 3}
         (run / "summary.json").write_text(json.dumps({**content, "wall_seconds": 7.2}))
         runs.append(run)
-    lines = demo.table({"arm": runs}, ["accuracy"]).splitlines()
-    assert lines[2] == "| accuracy, % | **1.5** (1.0, 2.0) |"
-    assert lines[3] == "| best epoch on validation | 3, 4 |"
-    assert lines[4] == "| accuracy, %, with that epoch's weights | **20.0** (10.0, 30.0) |"
+    lines = demo.table({"arm": runs, "other": runs[::-1]}, ["accuracy"], against="arm").splitlines()
+    assert lines[2] == "| accuracy, % | **1.5** (1.0, 2.0) | **1.5** (2.0, 1.0) |"
+    assert lines[3] == "| best epoch on validation | 3, 4 | 4, 3 |"
+    assert lines[4] == "| accuracy, %, with that epoch's weights | **20.0** (10.0, 30.0) | **20.0** (30.0, 10.0) |"
+    assert lines[5] == "| the same, minus arm |  | **+0.0 ± 20.0** (+20.0, -20.0) |"
+
+
+def test_differences_are_paired() -> None:
+    """By hand: differences 1, 3 and 5, standard deviation 2, divided by the root of three."""
+    assert demo_runs.differences_text([1.0, 2.0, 3.0], [2.0, 5.0, 8.0]) == "**+3.0 ± 1.2** (+1.0, +3.0, +5.0)"
+    assert demo_runs.differences_text([4.0], [3.0]) == "-1.0"
 
 
 def test_table_of_costs(tmp_path: Path) -> None:
@@ -132,9 +151,11 @@ def test_runs_beside_each_other_are_kept_apart(burning: Path) -> None:
     assert all(0.3 <= demo_runs.cpu_seconds(run) < 0.7 for arm in runs.values() for run in arm)
 
 
-CURVES = {
+CURVES: dict[str, Any] = {
     "seeds": [0, 1],
-    demo_curve.BASELINE: [50.0, 60.0],
+    "metric": "worst_group",
+    "baseline": "edits",
+    "without": [50.0, 60.0],
     "provenance": {"0.1": [51.0, 61.0], "3": [71.0, 81.0]},
     "random": {"0.1": [52.0, 62.0], "3": [42.0, 52.0]},
     "none": {"0.1": [53.0, 63.0], "3": [13.0, 23.0]},
@@ -146,19 +167,16 @@ def test_the_curve_shows_means_and_every_seed() -> None:
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert lines["right mask"] == [[0.1, 56.0], [3.0, 76.0]]
     assert lines["no mask"] == [[0.1, 58.0], [3.0, 18.0]]
-    assert {value for _, value in lines["edits only (alpha 0)"]} == {55.0}
+    assert {value for _, value in lines["edits (alpha 0)"]} == {55.0}
     points = [xy for line in axis.lines if str(line.get_label()).startswith("_") for xy in line.get_xydata().tolist()]
     assert sorted(points) == sorted(
-        [float(alpha), value]
-        for mask in demo_curve.STYLES
-        for alpha, seeds in CURVES[mask].items()  # type: ignore[union-attr]
-        for value in seeds
+        [float(alpha), value] for mask in demo_curve.STYLES for alpha, seeds in CURVES[mask].items() for value in seeds
     )
 
 
 def test_table_of_the_curve() -> None:
     assert demo_curve.table(CURVES).splitlines()[2:] == [
-        "| 0 (edits only) | **55.0** (50.0, 60.0) | **55.0** (50.0, 60.0) | **55.0** (50.0, 60.0) |",
+        "| 0 (edits) | **55.0** (50.0, 60.0) | **55.0** (50.0, 60.0) | **55.0** (50.0, 60.0) |",
         "| 0.1 | **56.0** (51.0, 61.0) | **57.0** (52.0, 62.0) | **58.0** (53.0, 63.0) |",
         "| 3 | **76.0** (71.0, 81.0) | **47.0** (42.0, 52.0) | **18.0** (13.0, 23.0) |",
     ]
@@ -177,14 +195,17 @@ def test_the_curve_is_read_from_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
             for seed, run in zip(seeds, runs[arm], strict=True):
                 run.mkdir()
                 rows = [("train", 0), ("validation", 99), ("validation", 10 * number + seed), ("test", 77)]
-                text = [json.dumps({"kind": kind, "worst_group": value}) + "\n" for kind, value in rows]
+                text = [json.dumps({"kind": kind, "accuracy": value}) + "\n" for kind, value in rows]
                 (run / "metrics.jsonl").write_text("".join(text))
         return runs
 
     monkeypatch.setattr(demo_curve, "train_all", trained)
-    assert demo_curve.measure([4, 5], [0.5, 2.0], tmp_path, 1) == {
+    task = {"config": "demo", "metrics": ["accuracy"], "curve": {"baseline": "plain", "alphas": [0.5, 2]}}
+    assert demo_curve.measure("x", task, [4, 5], tmp_path, 1) == {
         "seeds": [4, 5],
-        demo_curve.BASELINE: [4, 5],
+        "metric": "accuracy",
+        "baseline": "plain",
+        "without": [4, 5],
         "provenance": {"0.5": [14, 15], "2": [24, 25]},
         "random": {"0.5": [34, 35], "2": [44, 45]},
         "none": {"0.5": [54, 55], "2": [64, 65]},
@@ -205,7 +226,7 @@ def test_the_page_has_a_row_of_every_metric_for_several_seeds(task: str) -> None
     page = (ROOT / "docs" / "demo.md").read_text()
     block = page.split(f"<!-- measured {task} -->")[1].split(f"<!-- /measured {task} -->")[0]
     for metric in TASKS[task]["metrics"]:
-        (row,) = [line for line in block.splitlines() if line.startswith(f"| {demo.LABELS[metric]} |")]
+        (row,) = [line for line in block.splitlines() if line.startswith(f"| {demo_runs.LABELS[metric]} |")]
         cells = row.split("|")[2:-1]
         seeds = {cell.count(",") + 1 for cell in cells}
         assert len(cells) == len(TASKS[task]["arms"])
@@ -218,5 +239,5 @@ def test_the_page_about_speed_has_a_row_of_every_metric_for_three_seeds(task: st
     page = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
     block = page.split(f"<!-- measured {task} -->")[1].split(f"<!-- /measured {task} -->")[0]
     for metric in LESS_WORK_TASKS[task]["metrics"]:
-        (row,) = [line for line in block.splitlines() if line.startswith(f"| {demo.LABELS[metric]} |")]
+        (row,) = [line for line in block.splitlines() if line.startswith(f"| {demo_runs.LABELS[metric]} |")]
         assert [cell.count(",") for cell in row.split("|")[2:-1]] == [2] * len(LESS_WORK_TASKS[task]["arms"])
