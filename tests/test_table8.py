@@ -94,19 +94,42 @@ def test_the_baseline_with_a_rate_of_its_own_differs_in_nothing_else() -> None:
     assert (own["guidance.alpha"], own["train.epochs"], own["optim.lr"]) == (0, BASELINE_EPOCHS["cub-vgg16"], 1.27e-5)
 
 
+def template(name: str, folder: Path, *words: str, **variables: str) -> list[str]:
+    """What slurm/NAME.sh hands to `train`: a config and options. Jobs on a cluster are tests/slurm's."""
+    job = (ROOT / "slurm" / "job.sh").read_text()
+    experiments = job[job.index("experiment() {") : job.index("launcher() {")]
+    (folder / "slurm").mkdir()
+    (folder / "slurm" / "job.sh").write_text(f"train() {{ printf '%s\\n' \"$@\"; }}\n{experiments}")
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / f"{name}.sh"), *words], cwd=folder, text=True, check=True, capture_output=True,
+        env={"PATH": "/usr/bin:/bin", **variables},
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("arm", ["guided", "alia", "baseline", "real"])
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*_resnet50_alia.yaml"))])
+def test_slurm_arms_on_edits_are_the_commands_of_the_configs_head(name: str, arm: str, tmp_path: Path) -> None:
+    """But for the run's name, which is the template's own."""
+    command = re.search(rf"# +{arm}: +(?:the same with )?(.*?)\n", (CONFIGS / f"{name}.yaml").read_text())
+    assert command is not None
+    given = command[1].split() if arm != "guided" else []
+    config, *words = template(name, tmp_path, arm, "--data.root", "DIR")
+    assert config == f"configs/{name}.yaml"
+    found = values(f"{name}.yaml", *words)
+    assert found == {
+        **values(f"{name}.yaml", *given, "--data.root", "DIR"),
+        "run.name": f"{name}-{arm}",
+        "run.dir": found["run.dir"],
+    }
+    assert (found["guidance.alpha"] > 0) == (arm == "guided")
+    assert (found["synthesis.name"] == "edited") == (arm in ("guided", "alia"))
+
+
 @pytest.mark.parametrize("name", ["cub_vgg16_cutmix", "cub_deit_s_cutmix"])
 @pytest.mark.parametrize("task", range(6))
 def test_slurm_array_is_both_arms_of_three_seeds(name: str, task: int, tmp_path: Path) -> None:
-    """The template with a `train` that prints what it is given; the array on a cluster is tests/slurm's."""
-    job = (ROOT / "slurm" / "job.sh").read_text()
-    experiment = job[job.index("experiment() {") : job.index("launcher() {")]
-    (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm" / "job.sh").write_text(f"train() {{ printf '%s\\n' \"$@\"; }}\n{experiment}")
-    done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / f"{name}.sh"), "--data.root", "CUB"], cwd=tmp_path, text=True, check=True,
-        env={"SLURM_ARRAY_TASK_ID": str(task), "PATH": "/usr/bin:/bin"}, capture_output=True,
-    )  # fmt: skip
-    config, *words = done.stdout.splitlines()
+    config, *words = template(name, tmp_path, "--data.root", "CUB", SLURM_ARRAY_TASK_ID=str(task))
     assert config == f"configs/{name}.yaml"
     found = values(f"{name}.yaml", *words)
     arm = ("guided", "baseline")[task % 2]

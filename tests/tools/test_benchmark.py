@@ -84,6 +84,14 @@ def test_a_run_writes_table_json_picture_and_document(benchmark, tmp_path, capsy
     assert "test_resnet" in capsys.readouterr().out
 
 
+def test_another_batch_has_files_of_its_own(benchmark, tmp_path):
+    arguments = ["--quick", "--device", "cpu", "--rounds", "1", "--labels", "soft", "--parts", "step", "--batch", "2",
+                 "--out", str(tmp_path)]  # fmt: skip
+    assert benchmark.main(arguments) == 0
+    (row,) = json.loads((tmp_path / "quick-cpu-batch-2.json").read_text())["rows"]
+    assert (row["backbone"], row["shape"]) == ("test_resnet", "2 x 32 px")
+
+
 def test_the_roofline_counts_the_floors_operations(benchmark, tmp_path):
     """Counted by PyTorch's formulas: a guided step has 2 (hard) or 3 (soft) times a plain step's FLOP, and the first
     layer's input gradients on top, which a plain step skips: of one, or two passes over 5 % of this network."""

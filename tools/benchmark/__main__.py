@@ -5,6 +5,7 @@
     python -m tools.benchmark --quick --doc docs/benchmarks/README.md
     python -m tools.benchmark --quick --parts engines --backbones resnet50 deit      small images under every engine
     python -m tools.benchmark --quick --parts memory roofline                        the parts that are not timed steps
+    python -m tools.benchmark --device cpu --batch 8 --parts step --labels soft      Table 8's images, fewer of them
 
 The part `step` times per backbone and kind of label, in turns, so that a slow moment of the machine hits all alike:
 
@@ -218,14 +219,15 @@ def run(options: argparse.Namespace) -> None:
     if not on_cuda:
         torch.set_num_threads(1)
     cases = chosen(QUICK if options.quick else FULL, options.backbones)
-    cases = [replace(case, channels_last=options.channels_last) for case in cases]
+    cases = [replace(case, channels_last=options.channels_last, batch=options.batch or case.batch) for case in cases]
     work = [
         (sized(case, label), label, kind) for case in cases for label in options.labels for kind in options.precision
     ]
     whole = [item for item in work if item[1] in ("hard", "soft")]
     rounds = options.rounds or (3 if options.quick else 20)
     # Runs beside the usual ones get files and tables of their own.
-    beside = [*(options.executors or []), *(["channels-last"] if options.channels_last else [])]
+    beside = [*(options.executors or []), *["channels-last"] * options.channels_last]
+    beside += [f"batch-{options.batch}"] * bool(options.batch)
     suffix = "".join(f"-{word}" for word in beside)
     name = f"{'quick-' if options.quick else ''}{device.type}{suffix}"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -251,14 +253,8 @@ def run(options: argparse.Namespace) -> None:
         machine = measure_machine(device, options.precision)
         points = [point for item in whole for point in roofline_points(*item, rounds, device)]
         draw_roofline(points, machine, options.out / f"roofline-{name}.svg")
-        keep(
-            options,
-            f"roofline-{name}",
-            f"roofline{suffix}",
-            {**about, "machine": machine},
-            points,
-            roofline_table(points, machine),
-        )
+        about = {**about, "machine": machine}
+        keep(options, f"roofline-{name}", f"roofline{suffix}", about, points, roofline_table(points, machine))
 
 
 def keep(
@@ -288,6 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", nargs="+", default=["no"], choices=["no", "bf16"])
     parser.add_argument("--labels", nargs="+", default=list(FLOOR), choices=list(FLOOR))
     parser.add_argument("--backbones", nargs="+", help="words that a backbone's name must contain one of")
+    parser.add_argument("--batch", type=int, help="samples of a batch (default: each case's own)")
     parser.add_argument("--channels-last", action="store_true", help="weights of convolutions with channels last")
     parser.add_argument("--rounds", type=int, help="counted rounds (default: 3 quick, else 20)")
     parser.add_argument("--budget", type=float, help="MiB for the largest batch (default: the GPU's; 512 on a CPU)")

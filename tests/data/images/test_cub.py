@@ -183,14 +183,33 @@ def test_training_names_the_first_fault(root: Path) -> None:
         ("train/class_labels.txt", "001.Albatross/train_0.jpg,0\n", "", "has no line for '001.Albatross/train_0.jpg'"),
         ("test/class_labels.txt", "002.Auklet/test_0.jpg,1", "002.Auklet/test_0.jpg,-1", "line 4: label is -1"),
         ("test/image_ids.txt", "001.Albatross/test_0", "001.Albatross/other", "'001.Albatross/test_0.jpg' is not in"),
+        ("train/class_labels.txt", "003.Blackbird/train_3.jpg,2", "003.Blackbird/train_3.jpg,5",
+         "no training image has label 3, but some have 5"),
+        ("test/class_labels.txt", "002.Auklet/test_0.jpg,1", "002.Auklet/test_0.jpg,3", "(test) is no training label"),
     ],
-)
+)  # fmt: skip
 def test_one_line_of_metadata(root: Path, file: str, old: str, new: str, parts: str) -> None:
     change(root / "metadata" / file, lambda text: text.replace(old, new, 1))
     with pytest.raises(UserError) as caught:
         build_splits(config(root), 0)
     assert parts in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("first", "other"), [("train", "test"), ("train", "val"), ("val", "test")])
+def test_an_image_of_two_splits(root: Path, first: str, other: str) -> None:
+    """In all lists of both; the message names both places."""
+    name = f"001.Albatross/{first}_1.jpg"
+    for file in ("class_labels", "localization", "image_sizes", "image_ids"):
+        (line,) = [line for line in (root / f"metadata/{first}/{file}.txt").read_text().splitlines() if name in line]
+        change(root / f"metadata/{other}/{file}.txt", lambda text, line=line: f"{text}\n{line}")  # type: ignore[misc]
+    with pytest.raises(UserError) as caught:
+        len(build_splits(config(root), 0).evaluated("validation"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"'{name}' of {other} is also in {first}" in message
+    assert f"{first}/image_ids.txt, line 2)" in message
+    assert f"{other}/image_ids.txt, line " in message
 
 
 def test_files_that_are_no_images_or_other_ones(root: Path) -> None:
