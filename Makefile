@@ -6,8 +6,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 DEMO_DIR ?= runs
+# The goals' backbones, the ones bound by launches first; words that their names contain.
+GPU_BACKBONES ?= skp patch16 resnet50 convolutions
+# E.g. --quick --device cpu, to see that the two runs go through.
+GPU_OPTIONS ?=
 
-.PHONY: install demo demo-seeds less-work-seeds skeleton test test-fast test-kernels test-gpu benchmark benchmark-gpu lint clean
+.PHONY: install demo demo-seeds less-work-seeds skeleton test test-fast test-kernels test-gpu \
+	benchmark benchmark-gpu benchmark-gpu-1 benchmark-gpu-2 benchmark-gpu-engines lint clean
 
 install: $(VENV)/.installed
 
@@ -64,12 +69,30 @@ benchmark: install
 		--doc docs/benchmarks/README.md
 	$(RUN)/python -m tools.benchmark.loader --doc docs/benchmarks/README.md
 
-# The same on a GPU, at Table 8's sizes, after every GPU test; JSON and pictures into docs/benchmarks.
-benchmark-gpu: test-gpu
-	$(RUN)/python -m tools.benchmark --precision no bf16 --parts step engines memory roofline
-	$(RUN)/python -m tools.benchmark --precision bf16 --parts step --channels-last --backbones vgg16 resnet50
-	$(RUN)/python -m tools.benchmark.profile_step
-	$(RUN)/python -m tools.benchmark.profile_step --precision bf16
+# The same on a GPU, at Table 8's sizes, in two runs of less than ten minutes each on one GPU, without network once
+# `make install` has run; JSON and pictures into docs/benchmarks. What does not fit, or fails, is listed.
+benchmark-gpu: test-gpu benchmark-gpu-1 benchmark-gpu-2
+
+# Guided over plain, the floor and the loop by hand, recorded over eager.
+benchmark-gpu-1: install
+	$(RUN)/python -m tools.benchmark --precision bf16 --channels-last --labels soft hard --parts step \
+		--executors eager cuda_graph --backbones $(GPU_BACKBONES) $(GPU_OPTIONS) --minutes 4.5
+	$(RUN)/python -m tools.benchmark --precision no --labels soft hard --parts step \
+		--executors eager cuda_graph --backbones $(GPU_BACKBONES) $(GPU_OPTIONS) --minutes 4.5
+
+# Compiled steps (most of the time is the compiler's), the machine's roof, where the time goes, memory.
+benchmark-gpu-2: install
+	$(RUN)/python -m tools.benchmark --precision bf16 --channels-last --labels soft --parts step \
+		--executors eager compiled cuda_graph_compiled --backbones $(GPU_BACKBONES) $(GPU_OPTIONS) --minutes 4
+	$(RUN)/python -m tools.benchmark --precision bf16 --labels soft --parts roofline \
+		--backbones $(GPU_BACKBONES) $(GPU_OPTIONS) --minutes 1
+	$(RUN)/python -m tools.benchmark.profile_step --precision bf16 --backbones $(GPU_BACKBONES) $(GPU_OPTIONS) --minutes 1
+	$(RUN)/python -m tools.benchmark --precision bf16 --labels soft --parts memory --executors eager \
+		--backbones $(GPU_BACKBONES) $(GPU_OPTIONS) --minutes 2
+
+# On a machine with several GPUs: whole optimizer steps under every engine.
+benchmark-gpu-engines: install
+	$(RUN)/python -m tools.benchmark --precision no bf16 --parts engines
 
 lint: install
 	$(RUN)/ruff check .

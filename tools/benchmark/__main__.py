@@ -28,10 +28,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,30 +39,19 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from torch import nn
 
+from provscale.config import Config
 from provscale.errors import UserError, reported
 from provscale.files import update_document, write_atomically
 from provscale.guidance.executors.base import EXECUTORS
-from provscale.guidance.step import PRECISIONS, GuidedStep
-from provscale.sample import Sample
-from tools.benchmark.cases import (
-    ALPHA,
-    FLOOR,
-    FULL,
-    LOSSES,
-    QUICK,
-    Case,
-    build,
-    make_sample,
-    make_step,
-    possible,
-    sized,
-)
-from tools.benchmark.engines import ENGINES, OUT_OF_MEMORY, EngineProcesses, run_case
+from tools.benchmark.budget import Budget
+from tools.benchmark.cases import FLOOR, FULL, QUICK, Case, possible, sized
+from tools.benchmark.engines import ENGINES, EngineProcesses, run_case
+from tools.benchmark.goals import goals_table
 from tools.benchmark.memory import MIB, memory_rows, memory_table
 from tools.benchmark.roofline import draw_roofline, measure_machine, roofline_points, roofline_table
 from tools.benchmark.tables import Row, Timing, draw, markdown, show, times_table
+from tools.benchmark.timing import make_row, step_row, summarise
 
 ROOT = Path(__file__).parents[2]
 EVERY_EXECUTOR = ["eager", "compiled", "cuda_graph", "cuda_graph_compiled"]
@@ -74,83 +62,13 @@ CPU_BUDGET = 512.0
 """MiB of memory for which the part `memory` looks for the largest batch on a CPU."""
 
 
-def step_arm(step: GuidedStep, sample: Sample, alpha: float) -> Callable[[], None]:
-    """One training step up to the gradients, as the trainer runs it."""
-
-    def run() -> None:
-        step(sample, alpha=alpha)["loss"].backward()
-        step.zero_grad(set_to_none=True)
-
-    return run
-
-
-def loss_arm(name: str, network: nn.Module, sample: Sample, dtype: torch.dtype | None) -> Callable[[], None]:
-    """The same with one of `LOSSES`, and nothing of this package around it."""
-
-    def run() -> None:
-        LOSSES[name](network, sample, dtype).backward()
-        network.zero_grad(set_to_none=True)
-
-    return run
-
-
-def measure(arms: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, Timing | str]:
-    """Runs all arms in turns, `rounds` times after one uncounted round."""
-    on_cuda = device.type == "cuda"
-    clock = time.perf_counter if on_cuda else time.process_time
-    seconds: dict[str, list[float] | str] = {name: [] for name in arms}
-    for number in range(rounds + 1):
-        for name, run in arms.items():
-            values = seconds[name]
-            if isinstance(values, str):
-                continue
-            if on_cuda:
-                torch.cuda.synchronize(device)
-            started = clock()
-            try:
-                run()
-            except torch.cuda.OutOfMemoryError:
-                seconds[name] = OUT_OF_MEMORY
-                torch.cuda.empty_cache()
-                continue
-            if on_cuda:
-                torch.cuda.synchronize(device)
-            if number:
-                values.append(clock() - started)
-    return {name: values if isinstance(values, str) else summarise(values) for name, values in seconds.items()}
-
-
-def summarise(seconds: Sequence[float]) -> Timing:
-    """Median and quartiles (minimum and maximum for fewer than four rounds), in milliseconds."""
-    values = [1e3 * value for value in seconds]
-    if len(values) < 4:
-        return Timing(statistics.median(values), min(values), max(values))
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(middle, low, high)
-
-
-def make_row(
-    case: Case, label: str, executor: str, precision: str, times: dict[str, Timing | str], engine: str = ""
-) -> Row:
-    """The times of one executor's arms, under the names that all executors share."""
-    mine = {name.partition(",")[0]: value for name, value in times.items()}
-    return Row(case.backbone, case.shape, label, engine, executor, precision, FLOOR[label], mine)
-
-
-def step_row(case: Case, label: str, executor: str, precision: str, rounds: int, device: torch.device) -> Row:
-    """The bare step under one executor; with it goes the memory of its recordings."""
-    torch.manual_seed(0)
-    network = build(case).to(device).train()
-    sample = make_sample(case, label, device)
-    arms = {name: loss_arm(name, network, sample, PRECISIONS[precision]) for name in LOSSES}
-    step = make_step(network, label, precision, executor)
-    arms[f"plain, {executor}"] = step_arm(step, sample, 0.0)
-    arms[f"guided, {executor}"] = step_arm(step, sample, ALPHA)
-    return make_row(case, label, executor, precision, measure(arms, rounds, device))
-
-
 def engine_rows(
-    engines: Sequence[str], work: Sequence[tuple[Case, str, str]], executors: Sequence[str], rounds: int, on_cuda: bool
+    engines: Sequence[str],
+    work: Sequence[tuple[Case, str, str]],
+    executors: Sequence[str],
+    rounds: int,
+    on_cuda: bool,
+    budget: Budget,
 ) -> list[Row]:
     """Whole steps under every engine; an item of work is a network, a kind of label and a precision."""
     rows: list[Row] = []
@@ -161,9 +79,9 @@ def engine_rows(
             for engine in processes:
                 engine.connect()
             for executor in executors:
-                progress(f"engines: {case.backbone}, {label}, {precision}, {executor}")
-                results = run_case(processes, case, label, executor, precision, rounds)
-                for engine in processes:
+                what = f"engines: {case.backbone}, {label}, {precision}, {executor}"
+                results = budget.take(what, run_case, processes, case, label, executor, precision, rounds)
+                for engine in processes if results else []:
                     times: dict[str, Timing | str] = {
                         arm: found if isinstance(found, str) else summarise(found)
                         for arm, found in results[engine.name].items()
@@ -171,10 +89,6 @@ def engine_rows(
                     name = f"{engine.name}, {engine.size} process{'es' if engine.size > 1 else ''}"
                     rows.append(make_row(case, label, executor, precision, times, name))
     return rows
-
-
-def progress(text: str) -> None:
-    print(f"[benchmark] {text}", file=sys.stderr, flush=True)
 
 
 def hardware(device: torch.device, rounds: int) -> dict[str, Any]:
@@ -203,8 +117,10 @@ def cpu_name() -> str:
 
 
 def chosen(cases: Sequence[Case], words: Sequence[str] | None) -> list[Case]:
-    """The cases whose backbone contains one of the words."""
-    found = [case for case in cases if words is None or any(word in case.backbone for word in words)]
+    """The cases whose backbone contains one of the words, in the words' order."""
+    if words is None:
+        return list(cases)
+    found = list(dict.fromkeys(case for word in words for case in cases if word in case.backbone))
     if not found:
         raise UserError(f"--backbones: {words} fits none of: {', '.join(case.backbone for case in cases)}")
     return found
@@ -216,12 +132,14 @@ def run(options: argparse.Namespace) -> None:
     executors = options.executors or (EVERY_EXECUTOR if on_cuda else ["eager"])
     for name in executors:
         EXECUTORS[name]()  # an unknown or impossible one is refused before anything is measured
+    torch.backends.cudnn.benchmark = Config().train.cudnn_benchmark  # as in training
     if not on_cuda:
         torch.set_num_threads(1)
     cases = chosen(QUICK if options.quick else FULL, options.backbones)
     cases = [replace(case, channels_last=options.channels_last, batch=options.batch or case.batch) for case in cases]
+    # One precision after the other, so that a limit of time leaves whole tables.
     work = [
-        (sized(case, label), label, kind) for case in cases for label in options.labels for kind in options.precision
+        (sized(case, label), label, kind) for kind in options.precision for case in cases for label in options.labels
     ]
     whole = [item for item in work if item[1] in ("hard", "soft")]
     rounds = options.rounds or (3 if options.quick else 20)
@@ -231,30 +149,43 @@ def run(options: argparse.Namespace) -> None:
     suffix = "".join(f"-{word}" for word in beside)
     name = f"{'quick-' if options.quick else ''}{device.type}{suffix}"
     options.out.mkdir(parents=True, exist_ok=True)
-    about = hardware(device, rounds)
+    budget = Budget(options.minutes)
+    about = {**hardware(device, rounds), "left_out": budget.left_out}
     if "step" in options.parts:
-        rows = []
-        for case, label, precision in work:
-            for executor in (name for name in executors if possible(case, label, name)):
-                progress(f"{case.backbone}, {label}, {precision}, {executor}")
-                rows.append(step_row(case, label, executor, precision, rounds, device))
-        draw(rows, options.out / f"{name}.svg")
+        possibles = [(*item, executor) for item in work for executor in executors if possible(*item[:2], executor)]
+        rows = [
+            row
+            for case, label, precision, executor in possibles
+            if (row := budget.take(f"{case.backbone}, {label}, {precision}, {executor}", step_row, case, label,
+                                   executor, precision, rounds, device)) is not None
+        ]  # fmt: skip
+        if rows:
+            draw(rows, options.out / f"{name}.svg")
         keep(options, name, f"measured{suffix}", about, rows, times_table(rows))
+        show(goals_table(rows))
     if "engines" in options.parts:
         short = options.quick and options.backbones is None
-        rows = engine_rows(options.engines, QUICK_ENGINES if short else whole, executors, rounds, on_cuda)
+        rows = engine_rows(options.engines, QUICK_ENGINES if short else whole, executors, rounds, on_cuda, budget)
         keep(options, f"engines-{name}", f"engines{suffix}", about, rows, times_table(rows))
     if "memory" in options.parts:
-        whole_device = torch.cuda.get_device_properties(device).total_memory / MIB if on_cuda else CPU_BUDGET
-        budget = options.budget or whole_device
-        found = [row for item in whole for row in memory_rows(item[0], item[1], executors, item[2], device, budget)]
+        limit = options.budget or (
+            torch.cuda.get_device_properties(device).total_memory / MIB if on_cuda else CPU_BUDGET
+        )
+        found = [row for item in whole for row in memory_rows(*item, executors, device, limit, budget)]
         keep(options, f"memory-{name}", f"memory{suffix}", about, found, memory_table(found))
     if "roofline" in options.parts:
         machine = measure_machine(device, options.precision)
-        points = [point for item in whole for point in roofline_points(*item, rounds, device)]
-        draw_roofline(points, machine, options.out / f"roofline-{name}.svg")
-        about = {**about, "machine": machine}
+        points = [
+            point
+            for item in whole
+            for point in budget.take(f"roofline: {item[0].backbone}, {item[1]}, {item[2]}", roofline_points, *item,
+                                     rounds, device) or []
+        ]  # fmt: skip
+        if points:
+            draw_roofline(points, machine, options.out / f"roofline-{name}.svg")
+        about |= {"machine": machine}
         keep(options, f"roofline-{name}", f"roofline{suffix}", about, points, roofline_table(points, machine))
+    budget.close()
 
 
 def keep(
@@ -288,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--channels-last", action="store_true", help="weights of convolutions with channels last")
     parser.add_argument("--rounds", type=int, help="counted rounds (default: 3 quick, else 20)")
     parser.add_argument("--budget", type=float, help="MiB for the largest batch (default: the GPU's; 512 on a CPU)")
+    parser.add_argument("--minutes", type=float, help="leave out and list measurements that do not fit, and "
+                        "those that fail (default: no limit; the first error ends the run)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of JSON and picture")
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced")
     options = parser.parse_args(arguments)

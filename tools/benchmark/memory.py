@@ -24,6 +24,7 @@ from provscale.errors import UserError
 from provscale.guidance.step import PRECISIONS
 from provscale.sample import Sample
 from provscale.second_derivatives.recompute import recompute_activations
+from tools.benchmark.budget import Budget
 from tools.benchmark.cases import LOSSES, Case, build, make_sample, make_step
 
 MIB = 2**20
@@ -146,27 +147,37 @@ def largest_batch(peak: Callable[[int], float], batch: int, at_batch: float, bud
 
 
 def memory_rows(
-    case: Case, label: str, executors: Sequence[str], precision: str, device: torch.device, budget: float
+    case: Case,
+    label: str,
+    precision: str,
+    executors: Sequence[str],
+    device: torch.device,
+    limit: float,
+    budget: Budget,
 ) -> list[MemoryRow]:
-    """One row for each arm; `budget` in MiB."""
+    """One row for each arm for which there is time; `limit` in MiB."""
     rows = []
     for arm in arms_of(executors):
         if arm == "guided, one term" and label == "hard":
             continue
-        print(f"[benchmark] memory: {case.backbone}, {label}, {arm}", file=sys.stderr, flush=True)
-
-        def peak(batch: int, arm: str = arm) -> float:
-            value = measured(replace(case, batch=batch), label, arm, precision, str(device))
-            return float("inf") if isinstance(value, str) else value
-
-        first = measured(case, label, arm, precision, str(device))
-        known = (case.backbone, case.batch, case.size, label, arm, precision)
-        if isinstance(first, str):
-            rows.append(MemoryRow(*known, None, budget, None, None, first))
-            continue
-        low, high = largest_batch(peak, case.batch, first, budget)
-        rows.append(MemoryRow(*known, first, budget, low, high))
+        name = f"memory: {case.backbone}, {label}, {precision}, {arm}"
+        row = budget.take(name, memory_row, case, label, arm, precision, str(device), limit)
+        rows += [] if row is None else [row]
     return rows
+
+
+def memory_row(case: Case, label: str, arm: str, precision: str, device: str, limit: float) -> MemoryRow:
+    """The peak at the case's batch, and the largest batch that `limit` MiB hold."""
+
+    def peak(batch: int) -> float:
+        value = measured(replace(case, batch=batch), label, arm, precision, device)
+        return float("inf") if isinstance(value, str) else value
+
+    first = measured(case, label, arm, precision, device)
+    known = (case.backbone, case.batch, case.size, label, arm, precision)
+    if isinstance(first, str):
+        return MemoryRow(*known, None, limit, None, None, first)
+    return MemoryRow(*known, first, limit, *largest_batch(peak, case.batch, first, limit))
 
 
 def memory_table(rows: Sequence[MemoryRow]) -> list[list[str]]:

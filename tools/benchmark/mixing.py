@@ -4,7 +4,7 @@
     python -m tools.benchmark.mixing --backbone vgg16_cam --batch 4 --size 96
 
 Each synthesis mixes one batch with another; "saliency" is the forward and backward pass that PuzzleMix asks for. The
-clock is that of tools/benchmark/__main__.py: CPU time on one thread, wall time on CUDA. Prints a Markdown table.
+clock is that of tools/benchmark/timing.py: CPU time on one thread, wall time on CUDA. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from provscale.errors import UserError, reported
 from provscale.predictions import predict
 from provscale.sample import Sample
 from provscale.synthesis import CutMix, Mixing, PuzzleMix, ResizeMix
-from tools.benchmark.__main__ import chosen, measure, step_arm
+from tools.benchmark.__main__ import chosen
 from tools.benchmark.cases import ALPHA, FULL, Case, build, make_sample, make_step
 from tools.benchmark.tables import Timing
+from tools.benchmark.timing import measure, step_arm
 
 MIXINGS: dict[str, Mixing] = {
     "CutMix": CutMix(),

@@ -35,6 +35,7 @@ from provscale.guidance.step import PRECISIONS, GuidedStep
 from provscale.sample import Sample
 from tools.benchmark.__main__ import chosen as backbones_with
 from tools.benchmark.__main__ import hardware
+from tools.benchmark.budget import Budget
 from tools.benchmark.cases import ALPHA, FULL, QUICK, Case, build, make_sample, make_step
 from tools.benchmark.profile_kinds import COLOURS, ORDER, OUTSIDE, kind_of
 
@@ -251,12 +252,15 @@ def run(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
+    budget = Budget(options.minutes)
     rows: Rows = {}
     for case in chosen(options):
         labels = label_of(case)
-        print(f"[profile] {case.backbone}, {case.shape}, {labels}", file=sys.stderr, flush=True)
-        rows[f"{case.backbone}, {case.shape}, {labels}"] = measure(case, options.precision, options.rounds, device)
-    about = {**hardware(device, options.rounds), "precision": options.precision}
+        name = f"{case.backbone}, {case.shape}, {labels}"
+        found = budget.take(name, measure, case, options.precision, options.rounds, device)
+        if found is not None:
+            rows[name] = found
+    about = {**hardware(device, options.rounds), "precision": options.precision, "left_out": budget.left_out}
     precision = "" if options.precision == "no" else f"-{options.precision}"
     name = f"profile-{'quick-' if options.quick else ''}{device.type}{precision}"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -268,6 +272,7 @@ def run(options: argparse.Namespace) -> None:
     if options.doc is not None:
         update_document(options.doc, text, "profile")
     print(f"\nwritten: {options.out / name}.json and .svg")
+    budget.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -278,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", nargs="+", default=[], help="WORD=NUMBER: other batch sizes, e.g. resnet50=8")
     parser.add_argument("--precision", default="no", choices=list(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=3, help="profiled steps of each kind (default: 3)")
+    parser.add_argument("--minutes", type=float, help="networks that do not fit are left out and listed")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of JSON and picture")
     parser.add_argument("--doc", type=Path, help="Markdown file whose table between <!-- profile --> is replaced")
     return reported(lambda: run(parser.parse_args(arguments)))
