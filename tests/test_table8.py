@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import yaml
 from paths import ROOT
 
 from provscale.command_line import parse
+from provscale.paper.experiments import read_experiments
 
 CONFIGS = ROOT / "configs"
 COLUMNS = ("ucf101-24", "cub-vgg16", "cub-deit-s", "cub-alia", "iwildcam-alia", "waterbirds-alia")
@@ -32,6 +34,18 @@ TABLE_8: dict[str, tuple[Any, ...]] = {
 """None: the table says nothing there."""
 BASELINE_EPOCHS = {"cub-vgg16": 50, "cub-deit-s": 30}
 """Table 9: the epoch at which the baseline is best."""
+TABLES_9_AND_10 = {
+    ("cub_vgg16", "baseline"): (62.3, 50), ("cub_vgg16", "guided"): (65.1, 15),
+    ("cub_deit_s", "baseline"): (91.5, 30), ("cub_deit_s", "guided"): (92.0, 10),
+    ("iwildcam", "alia"): (77.7, 10), ("iwildcam", "guided"): (80.8, 5),
+    ("waterbirds", "alia"): (71.4, 15), ("waterbirds", "guided"): (80.7, 10),
+}  # fmt: skip
+"""Accuracy and best epoch; the first two experiments are Table 9's."""
+MAIN_TEXT = {
+    ("cub_vgg16", "random"): 60.5, ("cub_vgg16", "independent"): 60.5, ("cub_vgg16", "none"): 61.1,
+    ("cub_vgg16", "resizemix"): 57.6, ("cub_vgg16", "resizemix-guided"): 62.2, ("waterbirds", "baseline"): 62.2,
+    ("ucf101", "nomix"): 37.4, ("ucf101", "baseline"): 38.0, ("ucf101", "guided"): 39.7,
+}  # fmt: skip
 SYNTHESIS = ("synthesis.name", "synthesis.probability", "synthesis.added", "guidance.alpha")
 EXPERIMENTS = ("ucf101", "cub", "iwildcam", "waterbirds")
 
@@ -141,3 +155,39 @@ def test_slurm_array_is_both_arms_of_three_seeds(name: str, task: int, tmp_path:
     }
     assert found["train.epochs"] == epochs[arm]
     assert found["guidance.alpha"] == (plain["guidance.alpha"] if arm == "guided" else 0)
+
+
+def test_the_paper_s_figures_beside_results() -> None:
+    """configs/reproduce_tasks.yaml has those of Tables 9 and 10 and of the main text, and no others."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, experiment in read_experiments().items():
+        for arm in experiment.arms.values():
+            if arm.paper.value is not None:
+                in_table = arm.table == ("Table 9" if name.startswith(("cub_vgg16", "cub_deit")) else "Table 10")
+                found[name, arm.name] = (arm.paper.value, arm.paper.best_epoch) if in_table else arm.paper.value
+                assert in_table or arm.table == "Main text"
+    assert found == TABLES_9_AND_10 | MAIN_TEXT
+    times = read_experiments()["cub_vgg16"].arms
+    assert [(one.paper.epoch_seconds, one.paper.hours) for one in (times["baseline"], times["guided"])] == [
+        (140, 1.9), (150, 0.6),
+    ]  # fmt: skip
+
+
+def test_every_column_is_an_experiment_with_a_coarse_and_a_fine_sweep() -> None:
+    """The coarse stage's powers of ten enclose Table 8's values, the fine stage has them in its middle."""
+    columns = {column: name for name, column in tagged("table8") if not name.endswith("nomix.yaml")}
+    experiments = {f"{one.config}.yaml": name for name, one in read_experiments().items()}
+    for column, config in columns.items():
+        for stage in ("coarse", "fine"):
+            path = CONFIGS / "sweeps" / f"{experiments[config]}_{stage}.yaml"
+            sweep = yaml.safe_load(path.read_text())
+            assert f"configs/{config}" in sweep["command"]
+            for key in ("optim.lr", "optim.weight_decay", "guidance.alpha"):
+                lowest, middle, highest = sweep["parameters"][key]["values"]
+                value = TABLE_8[key][COLUMNS.index(column)]
+                if stage == "fine":
+                    assert (lowest, middle, highest) == (value / 2, value, value * 2)
+                else:
+                    assert lowest < value < highest
+                    assert middle == pytest.approx(10 ** round(math.log10(middle)))
+                    assert (middle / lowest, highest / middle) == pytest.approx((10, 10))

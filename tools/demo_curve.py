@@ -13,34 +13,22 @@ and `alphas`. Values are those of the validation split in the last epoch: the te
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from provscale.errors import UserError, reported
 from provscale.files import update_document, write_atomically
+from provscale.paper.alpha_curve import STYLES, draw_curves, picture
 from provscale.tracking.metrics_file import read_metrics
 from tools.demo_runs import LABELS, ROOT, TASKS, chosen_tasks, common_words, train_all, values_text
 
 DOCS = ROOT / "docs"
 TITLE = "The curve over alpha, measured before"
-# Okabe and Ito's colours, which colour-blind readers tell apart; lines and markers differ as well.
-STYLES: dict[str, dict[str, Any]] = {
-    "provenance": {"label": "right mask", "color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "random": {"label": "random mask", "color": "#D55E00", "marker": "s", "linestyle": "--"},
-    "none": {"label": "no mask", "color": "#000000", "marker": "^", "linestyle": ":"},
-}
 Curves = dict[str, Any]
 """`seeds`: list; `metric`; `baseline`: its arm's name; `without`: the metric per seed of this arm; `provenance`,
 `random`, `none`: the same by alpha, as text."""
@@ -90,34 +78,16 @@ def table(curves: Curves) -> str:
 
 
 def draw(curves: Curves) -> Figure:
-    """Lines: means over the seeds; points: each seed; grey band: the arm without guidance, from worst to best seed."""
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    without = curves["without"]
-    axis.axhspan(min(without), max(without), color="#999999", alpha=0.25, lw=0)
-    axis.axhline(statistics.mean(without), color="#777777", lw=1.2, label=f"{curves['baseline']} (alpha 0)")
-    for mask, style in STYLES.items():
-        alphas = [float(alpha) for alpha in curves[mask]]
-        values = list(curves[mask].values())
-        axis.plot(alphas, [statistics.mean(seeds) for seeds in values], lw=2, ms=7, **style)
-        for alpha, seeds in zip(alphas, values, strict=True):
-            axis.plot([alpha] * len(seeds), seeds, style["marker"], color=style["color"], ms=3.5, alpha=0.5)
-    axis.set(xscale="log", ylim=(0, 100), xlabel="alpha", ylabel=f"{LABELS[curves['metric']]} (validation)")
-    axis.set_xticks(alphas, list(curves["provenance"]))
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower left")
-    return figure
+    """The picture of `table`."""
+    masks = {mask: curves[mask] for mask in STYLES}
+    label = f"{curves['baseline']} (alpha 0)"
+    return draw_curves(masks, curves["without"], label, f"{LABELS[curves['metric']]} (validation)", (0, 100))
 
 
 def section(curves: Curves) -> str:
     """The picture as a section of a report, HTML that loads nothing."""
-    content = io.BytesIO()
-    figure = draw(curves)
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    data = base64.b64encode(content.getvalue()).decode()
     caption = f"{LABELS[curves['metric']]}, over alpha, with the right mask, a random mask and no mask"
-    return f'<h2>{TITLE}</h2><p><img alt="{caption}" src="data:image/png;base64,{data}"></p>'
+    return f"<h2>{TITLE}</h2>{picture(draw(curves), caption)}"
 
 
 def main() -> int:

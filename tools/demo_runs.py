@@ -62,15 +62,23 @@ def train_all(task: str, arms: Sequence[Arm], seeds: Sequence[int], folder: Path
 
 
 def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Path:
-    """Runs (or resumes) one arm in one thread; returns its run folder, beside which its log is.
+    """Runs (or resumes) one arm; returns its run folder. Raises UserError: see `launch`."""
+    started = time.monotonic()
+    name = "-".join(["demo", task, *arm.replace("+", " ").split(), f"seed{seed}"])
+    run = launch(name, [*words, "--seed", str(seed)], folder)
+    print(f"[demo] {task}: {arm}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+    return run
+
+
+def launch(name: str, words: list[str], folder: Path) -> Path:
+    """Trains (or resumes) a run in one process of one thread; returns its folder, beside which its log is.
 
     Raises UserError when training fails, after printing what the run said last.
     """
-    name = "-".join(["demo", task, *arm.replace("+", " ").split(), f"seed{seed}"])
     run, log = folder / name, folder / f"{name}.log"
     command = [sys.executable, str(ROOT / "provscale" / "train.py"), *words]
-    command += ["--seed", str(seed), "--run.dir", str(folder), "--run.name", name]
-    finished, spent, started = (run / "summary.json").exists(), cpu_seconds(run), time.monotonic()
+    command += ["--run.dir", str(folder), "--run.name", name]
+    finished, spent = (run / "summary.json").exists(), cpu_seconds(run)
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -84,8 +92,7 @@ def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Pat
         (run / "cpu_seconds").write_text(f"{spent + used.ru_utime + used.ru_stime:.2f}\n")
     if process.returncode:
         print("\n".join(log.read_text().splitlines()[-5:]), file=sys.stderr)
-        raise UserError(f"demo: training of {name} failed; its last lines are above, all of them in {log}")
-    print(f"[demo] {task}: {arm}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+        raise UserError(f"training of {name} failed; its last lines are above, all of them in {log}")
     return run
 
 

@@ -62,11 +62,16 @@ def write_report(path: Path, folders: Sequence[Path], more: str = "") -> None:
         more,
         configs(runs),
     ]
+    write_atomically(path, page(title, parts))
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole page; empty parts are left out."""
     head = (
         "<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<meta name=color-scheme content='light dark'><title>{text(title)}</title><style>{STYLE}</style>"
     )
-    write_atomically(path, f"<!doctype html><html lang=en>{head}\n" + "\n".join(filter(None, parts)) + "</html>\n")
+    return f"<!doctype html><html lang=en>{head}\n" + "\n".join(filter(None, parts)) + "</html>\n"
 
 
 # ---- what to show first ----------------------------------------------------------------------------------------------

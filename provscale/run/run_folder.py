@@ -174,7 +174,9 @@ class RunFolder:
             "environment": environment(),
         }
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
-        self.trackers.summary({"best_epoch": progress.best_epoch, **progress.best_metrics})
+        # What a table of runs needs, for those that have only what a tracker holds.
+        told = {name: summary[name] for name in ("best_epoch", "best_metric", "selected_on", "wall_seconds")}
+        self.trackers.summary({**told, **progress.best_metrics})
         # Imported here: matplotlib's figures are needed once, at the end.
         from provscale.run.report import write_report
 

@@ -14,8 +14,9 @@ import yaml
 from paths import ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from provscale.command_line import parse
+from provscale.command_line import key_types, parse
 from provscale.run.job import sweep_member
+from tools.sweep import point_words, read_sweep
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
@@ -43,7 +44,8 @@ def agent_command(sweep: dict[str, Any], arguments: dict[str, dict[str, Any]]) -
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_starts_a_valid_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("UCF101_ROOT", "/data/ucf101")
+    for name in ("UCF101", "CUB", "IWILDCAM", "WATERBIRDS"):
+        monkeypatch.setenv(f"{name}_ROOT", "/data")
     sweep = yaml.safe_load(path.read_text())
     arguments = first_values(sweep["parameters"])
     words = agent_command(sweep, arguments)
@@ -56,6 +58,27 @@ def test_every_sweep_starts_a_valid_run(path: Path, monkeypatch: pytest.MonkeyPa
     config = parse(options)
     assert config.guidance.alpha == arguments["guidance.alpha"]["value"]
     assert config.run.group == arguments["run.group"]["value"]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_same_runs_without_wandb(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point of the grid, as `python -m tools.reproduce --sweep` trains it, is the agent's."""
+    monkeypatch.chdir(ROOT)
+    for name in ("UCF101", "CUB", "IWILDCAM", "WATERBIRDS"):
+        monkeypatch.setenv(f"{name}_ROOT", "/data")
+    sweep = read_sweep(path)
+    config_file = Path(sweep.words[sweep.words.index("--cfg") + 1])
+    if not config_file.exists():
+        pytest.skip(f"{config_file} is not part of this installation")
+    point = sweep.points[1]
+    assert set(sweep.content["parameters"]) <= set(key_types())
+    words = agent_command(sweep.content, {key: {"value": value} for key, value in point.items()})
+    config = parse(words[4:])
+    assert parse(point_words(sweep, point)) == config
+    metrics = [*config.evaluation.metrics, "accuracy", "worst_group", "video_ap@0.5"]
+    assert sweep.metric in metrics, "an evaluator's first metric has its name, or is one of these"
+    if config.evaluation.best:
+        assert sweep.metric == config.evaluation.best
 
 
 def test_sweeps_are_well_formed() -> None:

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from provscale.guidance.step import PRECISIONS
+from provscale.guidance.step import PRECISIONS, GuidedStep
+from provscale.sample import Sample
 from tools.benchmark.cases import ALPHA, Case, build, make_sample, make_step
 
 GIGA = 1e9
@@ -113,6 +114,21 @@ def measure_machine(device: torch.device, precisions: Sequence[str]) -> dict[str
     return found
 
 
+def measure_step(
+    step: GuidedStep, sample: Sample, alpha: float, rounds: int, device: torch.device
+) -> tuple[int, int, float]:
+    """FLOP and bytes of one step with its gradients, and the seconds of the fastest of some rounds."""
+
+    def run() -> None:
+        step.zero_grad(set_to_none=True)
+        step(sample, alpha=alpha)["loss"].backward()
+
+    run()
+    with Work() as work:
+        run()
+    return work.flop, work.moved, seconds_of(run, rounds, device)
+
+
 def roofline_points(case: Case, label: str, precision: str, rounds: int, device: torch.device) -> list[Point]:
     """The plain and the guided step of one case."""
     torch.manual_seed(0)
@@ -120,16 +136,8 @@ def roofline_points(case: Case, label: str, precision: str, rounds: int, device:
     sample = make_sample(case, label, device)
     points = []
     for kind, alpha in (("plain", 0.0), ("guided", ALPHA)):
-
-        def run(alpha: float = alpha) -> None:
-            step.zero_grad(set_to_none=True)
-            step(sample, alpha=alpha)["loss"].backward()
-
-        run()
-        with Work() as work:
-            run()
-        seconds = seconds_of(run, rounds, device)
-        points.append(Point(case.backbone, case.shape, label, precision, kind, work.flop, work.moved, seconds))
+        flop, moved, seconds = measure_step(step, sample, alpha, rounds, device)
+        points.append(Point(case.backbone, case.shape, label, precision, kind, flop, moved, seconds))
     return points
 
 

@@ -1,0 +1,1 @@
+"""The paper's experiments, and its tables from runs."""
