@@ -56,6 +56,19 @@ def values(name: str, *words: str) -> dict[str, Any]:
     return flat
 
 
+def template_words(name: str, folder: Path, *words: str, **environment: str) -> list[str]:
+    """Config and options that slurm/NAME.sh trains with, from a `train` that prints what it is given."""
+    job = (ROOT / "slurm" / "job.sh").read_text()
+    experiment = job[job.index("experiment() {") : job.index("launcher() {")]
+    (folder / "slurm").mkdir()
+    (folder / "slurm" / "job.sh").write_text(f"train() {{ printf '%s\\n' \"$@\"; }}\n{experiment}")
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / f"{name}.sh"), *words], cwd=folder, text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize(("name", "column"), tagged("table8"))
 def test_config_is_its_column(name: str, column: str) -> None:
     """A config without mixing is a reference below the column: its synthesis is another one."""
@@ -70,7 +83,7 @@ def test_every_experiment_says_which_column_it_is() -> None:
     named = {name for table in ("table8", "table9") for name, _ in tagged(table)}
     experiments = {path.name for path in CONFIGS.glob("*.yaml") if path.name.startswith(EXPERIMENTS)}
     assert named == experiments
-    assert {column for _, column in tagged("table8")} >= {"ucf101-24", "cub-vgg16", "cub-deit-s"}
+    assert {column for _, column in tagged("table8")} == set(COLUMNS)
 
 
 @pytest.mark.parametrize("name", ["cub_vgg16_cutmix", "cub_deit_s_cutmix"])
@@ -94,19 +107,32 @@ def test_the_baseline_with_a_rate_of_its_own_differs_in_nothing_else() -> None:
     assert (own["guidance.alpha"], own["train.epochs"], own["optim.lr"]) == (0, BASELINE_EPOCHS["cub-vgg16"], 1.27e-5)
 
 
+@pytest.mark.parametrize("name", ["cub", "iwildcam", "waterbirds"])
+@pytest.mark.parametrize("arm", ["guided", "alia", "baseline", "real"])
+def test_arms_of_edits_are_the_same_in_template_and_config(name: str, arm: str, tmp_path: Path) -> None:
+    """The template's words, and the command in the config's head, change what the arm is about and nothing else."""
+    config = f"{name}_resnet50_alia"
+    written, *words = template_words(config, tmp_path, arm, "--data.root", "DIR")
+    text = (CONFIGS / written.removeprefix("configs/")).read_text()
+    command = re.search(rf"{arm}: +(?:the same with |accelerate launch provscale/train.py --cfg \S+)(.*?)\n", text)
+    assert command is not None
+    plain, found = values(f"{config}.yaml"), values(f"{config}.yaml", *words)
+    by_hand = values(f"{config}.yaml", *command[1].split(), "--data.root", "DIR")
+    changed = {key for key in plain if plain[key] != found[key]}
+    assert {key for key in found if found[key] != by_hand[key]} <= {"run.name"}
+    real = {"synthesis.name", "synthesis.added", "synthesis.options"}
+    expected = {"guided": set(), "alia": set(), "baseline": real, "real": real | {"data.options"}}[arm]
+    expected |= set() if arm == "guided" else {"guidance.alpha"}
+    assert changed == expected | {"run.name", "data.root"}
+    assert found["guidance.alpha"] == (TABLE_8["guidance.alpha"][3] if arm == "guided" else 0)
+    assert found["data.options"].get("extra", False) == (arm == "real")
+
+
 @pytest.mark.parametrize("name", ["cub_vgg16_cutmix", "cub_deit_s_cutmix"])
 @pytest.mark.parametrize("task", range(6))
 def test_slurm_array_is_both_arms_of_three_seeds(name: str, task: int, tmp_path: Path) -> None:
-    """The template with a `train` that prints what it is given; the array on a cluster is tests/slurm's."""
-    job = (ROOT / "slurm" / "job.sh").read_text()
-    experiment = job[job.index("experiment() {") : job.index("launcher() {")]
-    (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm" / "job.sh").write_text(f"train() {{ printf '%s\\n' \"$@\"; }}\n{experiment}")
-    done = subprocess.run(
-        ["bash", str(ROOT / "slurm" / f"{name}.sh"), "--data.root", "CUB"], cwd=tmp_path, text=True, check=True,
-        env={"SLURM_ARRAY_TASK_ID": str(task), "PATH": "/usr/bin:/bin"}, capture_output=True,
-    )  # fmt: skip
-    config, *words = done.stdout.splitlines()
+    """The array on a cluster is tests/slurm's."""
+    config, *words = template_words(name, tmp_path, "--data.root", "CUB", SLURM_ARRAY_TASK_ID=str(task))
     assert config == f"configs/{name}.yaml"
     found = values(f"{name}.yaml", *words)
     arm = ("guided", "baseline")[task % 2]

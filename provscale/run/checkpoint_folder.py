@@ -31,6 +31,7 @@ class Progress:
         best_epoch, best_step, best_value: of the deciding metric so far; epochs are 1-based, 0 = none yet.
         last_step: after which the deciding metric was last computed.
         best_metrics, last_metrics: all metrics of these two moments, on the split that selects.
+        unguided_edits: in this epoch so far, edits whose mask has one value, which are trained on without guidance.
         seconds: wall time spent in training and evaluation so far.
         engine, world_size, optimizer: what wrote it.
         resumed_from: the checkpoint that `checkpoint.resume` named when this run began from it; "" otherwise.
@@ -44,6 +45,7 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     last_step: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    unguided_edits: int = 0
     seconds: float = 0.0
     engine: str = ""
     resumed_from: str = ""
