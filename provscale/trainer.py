@@ -182,6 +182,9 @@ class Trainer:
         mean: dict[str, Tensor] = {}
         micro_batches = [micro for micro, _ in group]
         size = sum(micro.size for micro in micro_batches) * engine.world_size
+        # Edits come after the real items; those whose mask has one value are no longer synthetic.
+        real = len(self.splits.train)
+        unguided = sum(int(((loaded.index >= real) & ~loaded.is_synthetic).sum()) for _, loaded in group)
         for number, (micro, sample) in enumerate(zip(micro_batches, samples, strict=True)):
             seed_everything(config.seed, "step", step, number * engine.world_size + engine.rank)
             if number == 0 and self.gradients.looks(epoch):
@@ -192,7 +195,8 @@ class Trainer:
                 for name, value in losses.items():
                     mean[name] = mean.get(name, 0.0) + value.detach().double() / len(group)
                 if micro.last:
-                    mine = torch.stack([*mean.values(), torch.full_like(mean["loss"], self.stop_request.asked)])
+                    further = (unguided * engine.world_size, self.stop_request.asked)
+                    mine = torch.stack([*mean.values(), *(torch.full_like(mean["loss"], value) for value in further)])
                     agreed = engine.mean(mine)
                     report = StepReport(step, epoch, rate, micro_batches, tuple(mean), mine, Readout(agreed), size)
                     self.reports.append(report)
@@ -218,6 +222,8 @@ class Trainer:
         for report in list(self.reports)[: len(self.reports) - unread]:
             if not report.losses:
                 stops = report.read()
+                before = self.progress.unguided_edits if report.step % self.plan.steps_per_epoch else 0
+                self.progress.unguided_edits = before + report.unguided
                 report.refuse_unless_finite(self.engine, self.train_items.source, self.checkpointer.last)
                 self.stopping = self.stopping or stops
 
@@ -268,6 +274,11 @@ class Trainer:
             "" if progress.best_value is None else f" (best {progress.best_value:.2f} in epoch {progress.best_epoch})"
         )
         self.engine.print(f"epoch {epoch + 1}: {best} {metrics[best]:.2f}{peak}, {time.monotonic() - started:.1f} s")
+        if progress.unguided_edits:
+            self.engine.print(
+                f"epoch {epoch + 1}: {progress.unguided_edits} edits have a mask of one value; they were trained on "
+                "without guidance"
+            )
         if remark := self.synthesis.remark():
             self.engine.print(remark)
         if count := self.config.tracking.images:

@@ -2,6 +2,7 @@
 
     python -m tools.check_data --data.name waterbirds --data.root DIR [--data.options.construction group_dro]
     python -m tools.check_data --data.name iwildcam --data.root DIR [--data.options.subset wilds]
+    python -m tools.check_data --data.name cub_classification --data.root DIR   (CUBv2 by tools.prepare_cub --check)
 
 Ends with code 2 when there is something. Image files are looked for, not opened.
 """
@@ -12,15 +13,16 @@ import sys
 from pathlib import Path
 
 from provscale.command_line import parse
-from provscale.data.images import iwildcam, waterbirds
+from provscale.data.images import cub_classification, iwildcam, waterbirds
 from provscale.data.images.listed import ListedImage, check_files, read_edits
 from provscale.errors import UserError, reported
 
 PUBLISHED = {
     "waterbirds": {"train": 4795, "validation": 1199, "test": 5794},
     "iwildcam": {"train": 6052, "validation": 2826, "test": 8483, "extra": 2224},
+    "cub_classification": {"train": 4994, "extra": 1000, "test": 5794},
 }
-"""Images in each published list (iwildcam: ALIA's)."""
+"""Images in each published list (iwildcam and cub_classification: ALIA's)."""
 
 
 def check(arguments: list[str]) -> None:
@@ -39,6 +41,8 @@ def check(arguments: list[str]) -> None:
     names: tuple[str, ...]
     if config.data.name == "waterbirds":
         lists, names = waterbirds.read_metadata(root, faults.append), waterbirds.CLASSES
+    elif config.data.name == "cub_classification":
+        lists, names = cub_classification.read_lists(root, faults.append)
     else:
         read = iwildcam.read_wilds if config.data.options.get("subset") == "wilds" else iwildcam.read_alia
         lists, names = read(root, faults.append)[0], iwildcam.NAMES
@@ -47,7 +51,8 @@ def check(arguments: list[str]) -> None:
     edits = 0
     if (root / "edits").is_dir():
         try:
-            edits = len(read_edits(root / "edits", names, lists["validation"] + lists["test"], faults.append))
+            evaluated = lists.get("validation", []) + lists["test"]
+            edits = len(read_edits(root / "edits", names, evaluated, faults.append))
         except UserError as error:  # this reader ends at its first fault
             faults.append(str(error))
     for fault in faults:

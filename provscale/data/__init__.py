@@ -1,6 +1,13 @@
 """Data sets, and how their items become batches."""
 
-from provscale.data.images import cub, embedded, folder, iwildcam, waterbirds  # registers the data sets
+from provscale.data.images import (
+    cub,
+    cub_classification,
+    embedded,
+    folder,
+    iwildcam,
+    waterbirds,
+)  # registers the data sets
 from provscale.data.skeletons import planted_actions, ucf101
 from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.validation import build_splits
@@ -10,6 +17,7 @@ __all__ = [
     "DataSplits",
     "build_splits",
     "cub",
+    "cub_classification",
     "embedded",
     "folder",
     "iwildcam",

@@ -204,14 +204,22 @@ def training_source(splits: DataSplits, added: int | None, seed: int) -> ItemSou
         raise UserError(f"synthesis.added: is {added}, but there are only {available} edited images")
     order = numpy_generator(seed, "added edits").permutation(available).tolist()
     if added is not None and splits.extra_counts is not None:
-        order = matched(order, splits.edits, splits.extra_counts, added, splits.class_names)
+        labels = [splits.edits.label(position) for position in range(available)]
+        order = matched(order, labels, splits.extra_counts, added, splits.class_names)
     return Joined(splits.train, Chosen(splits.edits, sorted(order[:added])))
 
 
 def matched(
-    order: Sequence[int], edits: ItemSource, counts: Sequence[int], added: int, class_names: Sequence[str]
-) -> list[int]:
+    order: Sequence[int], labels: Sequence[int], counts: Sequence[int], added: int, class_names: Sequence[str],
+    key: str = "synthesis.added",
+) -> list[int]:  # fmt: skip
     """The first of `order` in each class, `added` in all, in proportion to `counts` (largest remainders).
+
+    Args:
+        order: positions of edits.
+        labels: class of each edit, by position.
+        counts: of extra real images of each class.
+        key: what set `added`, for messages.
 
     Raises:
         UserError: a class has too few edits.
@@ -222,10 +230,10 @@ def matched(
         quotas[label] += 1
     chosen: list[int] = []
     for label, quota in enumerate(quotas):
-        own = [position for position in order if edits.label(position) == label]
+        own = [position for position in order if labels[position] == label]
         if len(own) < quota:
             raise UserError(
-                f"synthesis.added: is {added}, of which {quota} are to be of class {class_names[label]}, as many as "
+                f"{key}: is {added}, of which {quota} are to be of class {class_names[label]}, as many as "
                 f"among the extra real images, but there are only {len(own)} such edits; lower it, or set "
                 "data.options.match_extra to false"
             )

@@ -32,6 +32,7 @@ class Progress:
         last_step: after which the deciding metric was last computed.
         best_metrics, last_metrics: all metrics of these two moments, on the split that selects.
         gradient_scales: what `guidance.alpha_rule` has measured so far.
+        unguided_edits: in this epoch so far, edits whose mask has one value, which are trained on without guidance.
         seconds: wall time spent in training and evaluation so far.
         engine, world_size, optimizer: what wrote it.
         resumed_from: the checkpoint that `checkpoint.resume` named when this run began from it; "" otherwise.
@@ -46,6 +47,7 @@ class Progress:
     last_step: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
     gradient_scales: list[float] = field(default_factory=list)
+    unguided_edits: int = 0
     seconds: float = 0.0
     engine: str = ""
     resumed_from: str = ""

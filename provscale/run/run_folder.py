@@ -153,6 +153,8 @@ class RunFolder:
         Args:
             splits: tells on which split and by which metric the best epoch was chosen.
             tested: test metrics with the weights of the `best` and of the `last` epoch.
+
+        `unguided_edits` of the summary: how many edits of the last epoch had a mask of one value, so no guidance.
         """
         if not self.engine.is_main:
             return
@@ -163,6 +165,7 @@ class RunFolder:
             "validation": progress.best_metrics if splits.selected_on == "validation" else {},
             "test": {"best": {}, **tested},
             "steps": progress.step,
+            "unguided_edits": progress.unguided_edits,
             "wall_seconds": round(progress.seconds, 2),
             "world_size": self.engine.world_size,
             "engine": self.engine.name,

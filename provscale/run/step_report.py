@@ -52,12 +52,14 @@ class StepReport:
         rate: learning rate.
         micro_batches: of this process.
         names: of the losses: `loss`, `loss_cls`, `loss_guidance` and the network's own.
-        mine: this process's losses and whether it was asked to stop, float64 [names + 1] on the device.
+        mine: float64 [names + 2] on the device: this process's losses; how many of its samples are edits without
+            guidance, times the number of processes, so that the mean is the sum; whether it was asked to stop.
         agreed: the same, mean over processes.
         samples: of all processes.
         seconds: since the end of the step before, or of an evaluation or checkpoint after it.
         waited: seconds of those in which the training process waited for the loader.
         losses: the mean over processes by name, once it has been read.
+        unguided: edits without guidance among `samples`, likewise.
     """
 
     step: int
@@ -71,10 +73,12 @@ class StepReport:
     seconds: float = 0.0
     waited: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+    unguided: int = 0
 
     def read(self) -> bool:
         """Waits for `agreed`; returns whether any process was asked to stop."""
-        *values, stop = self.agreed.read()
+        *values, unguided, stop = self.agreed.read()
+        self.unguided = round(unguided) if math.isfinite(unguided) else 0
         self.losses = dict(zip(self.names, values, strict=True))
         return stop > 0
 

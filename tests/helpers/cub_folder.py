@@ -21,9 +21,10 @@ def box_of(number: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return number % 7, number % 5, width // 2 + number % 3, height // 2 + number % 4
 
 
-def make_cub(root: Path, metadata: bool = True) -> Path:
-    """CUB_200_2011 in `root`, CUBv2 in `root/CUBV2`; with `metadata`, root/metadata for all splits, else for val only
-    (which CUB's own lists do not have). Every image is noise with a bright bird in its box."""
+def make_cub(root: Path, metadata: bool = True, train: int = PER_CLASS["train"]) -> Path:
+    """CUB_200_2011 in `root` with `train` training images of each class, CUBv2 in `root/CUBV2`; with `metadata`,
+    root/metadata for all splits, else for val only (which CUB's own lists do not have). Every image is noise with a
+    bright bird in its box."""
     generator = np.random.default_rng(0)
     official: dict[str, list[str]] = {
         "images": [],
@@ -33,7 +34,7 @@ def make_cub(root: Path, metadata: bool = True) -> Path:
     }
     lists: dict[str, dict[str, list[str]]] = {}
     number = 0
-    for split, count in PER_CLASS.items():
+    for split, count in {**PER_CLASS, "train": train}.items():
         files = lists[split] = {"image_ids": [], "class_labels": [], "localization": [], "image_sizes": []}
         for label, folder in enumerate(CLASSES):
             for index in range(count):

@@ -1,11 +1,17 @@
-"""Waterbirds and iWildCam with edits on disk, small and random, in the layouts their readers expect."""
+"""Waterbirds, iWildCam and CUB with edits on disk, small and random, in the layouts their readers expect."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from cub_folder import CLASSES as SPECIES
+from cub_folder import make_cub
 from PIL import Image
+
+from provscale.config import DataConfig
+from provscale.data import build_splits
+from provscale.data.splits import DataSplits
 
 SIDE = 24
 WATERBIRDS_TRAIN = [(label, place) for label in (0, 1) for place in (0, 1) for _ in range(8 if label == place else 2)]
@@ -68,3 +74,26 @@ def make_iwildcam(root: Path) -> Path:
     (root / "metadata.csv").write_text("\n".join(everything) + "\n")
     make_edits(root, sources)
     return root
+
+
+def make_cub_classification(root: Path) -> Path:
+    """Of 3 classes 8 training images, of which the last 5 are extra ones, 2 of CUBv2 and 3 test images; an edit of
+    every training image that is not extra."""
+    make_cub(root, metadata=False, train=8)
+    names = [(label, f"images/{species}/train_{n}.jpg") for label, species in enumerate(SPECIES) for n in range(3)]
+    make_edits(root, names)
+    return root
+
+
+MAKE = {
+    "waterbirds": make_waterbirds,
+    "iwildcam": make_iwildcam,
+    "cub_classification": make_cub_classification,
+}
+FIRST = {"waterbirds": "a/0.png", "iwildcam": "train/0.png", "cub_classification": "images/001.Albatross/train_0.jpg"}
+"""A training image."""
+TABLE = {"waterbirds": "metadata.csv", "iwildcam": "train_subset.csv", "cub_classification": "images.txt"}
+
+
+def build(name: str, root: Path, **options: object) -> DataSplits:
+    return build_splits(DataConfig(name=name, root=str(root), image_size=28, options=dict(options)), 0)

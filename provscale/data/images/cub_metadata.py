@@ -152,36 +152,58 @@ def check_files(records: list[ImageRecord], images: Path, report: Report = refus
             report(f"{images / record.name}: does not exist, but {record.where} names it")
 
 
+OFFICIAL = {"images": 1, "image_class_labels": 1, "train_test_split": 1, "bounding_boxes": 4}
+"""CUB_200_2011's own files, by how many values each line has after the image's number."""
+
+
+def official_rows(path: Path, count: int, report: Report) -> dict[str, list[str]]:
+    """The values of each image by its number. Reported: no such file or no text, another number of values, values that
+    are no numbers (but a name), an image listed twice."""
+    if not path.is_file():
+        report(f"{path}: does not exist; give the folder of CUB_200_2011.tgz (1.15 GB), which holds it: "
+               "https://data.caltech.edu/records/65de6-vp158")  # fmt: skip
+        return {}
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        report(f"{path}: is no text file ({error.reason} at byte {error.start}); take the archive's own file")
+        return {}
+    rows: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        key, *values = line.split() or [""]
+        where = f"{path}, line {number}"
+        if len(values) != count:
+            report(f"{where}: has {len(values)} values after the image's number, must be {count}")
+        elif path.stem != "images" and not all(value.replace(".", "", 1).isdecimal() for value in values):
+            report(f"{where}: is '{line}', must be numbers from 0; take the archive's own file")
+        elif key in rows:
+            report(f"{where}: image {key} is listed twice; take the archive's own file")
+        else:
+            rows[key] = values
+    return rows
+
+
 def read_official(root: Path, report: Report = refuse) -> dict[str, list[ImageRecord]]:
     """train and test of CUB_200_2011's images.txt, image_class_labels.txt, train_test_split.txt and bounding_boxes.txt
     (lines "number value ..."), without sizes, as wsolevaluation made its metadata of them.
 
     Their boxes are x, y, width, height; here x1 = x + width and y1 = y + height, truncated.
+
+    Reported: see `official_rows`; an image that one of the files lacks, a class that is no number from 1.
     """
-    columns: dict[str, dict[str, list[str]]] = {}
-    for file, count in (("images", 1), ("image_class_labels", 1), ("train_test_split", 1), ("bounding_boxes", 4)):
-        path, rows = root / f"{file}.txt", {}
-        if not path.is_file():
-            report(f"{path}: does not exist; give the folder of CUB_200_2011.tgz (1.15 GB), which holds it: "
-                   "https://data.caltech.edu/records/65de6-vp158")  # fmt: skip
-        else:
-            for number, line in enumerate(path.read_text().splitlines(), start=1):
-                key, *values = line.split()
-                if len(values) != count:
-                    report(f"{path}, line {number}: has {len(values)} values after the image's number, must be {count}")
-                    continue
-                rows[key] = values
-        columns[file] = rows
+    columns = {file: official_rows(root / f"{file}.txt", count, report) for file, count in OFFICIAL.items()}
     splits: dict[str, list[ImageRecord]] = {"train": [], "test": []}
-    for key, (name,) in columns["images"].items():
+    for number, (key, (name,)) in enumerate(columns["images"].items(), start=1):
         absent = [file for file in columns if key not in columns[file]]
         if absent:
             report(f"{root / absent[0]}.txt: has no line for image {key} ('{name}'); take the archive's own file")
             continue
+        where, label = f"{root / 'images.txt'}, line {number}", columns["image_class_labels"][key][0]
+        if not label.isdecimal() or int(label) < 1:
+            report(f"{root / 'image_class_labels.txt'}: image {key} has class '{label}', must be a number from 1")
+            continue
         x, y, width, height = (float(value) for value in columns["bounding_boxes"][key])
-        record = ImageRecord(
-            name, f"{root / 'images.txt'}, image {key}", int(columns["image_class_labels"][key][0]) - 1
-        )
+        record = ImageRecord(name, where, int(label) - 1)
         record.boxes = [(int(x), int(y), int(x + width), int(y + height))]
         splits["train" if columns["train_test_split"][key] == ["1"] else "test"].append(record)
     return splits

@@ -32,20 +32,17 @@ from torchvision.transforms.v2 import functional
 
 from provscale.config import DataConfig
 from provscale.data.images.cub_metadata import Report, refuse
-from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD, FolderSplit
+from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
 from provscale.data.images.listed import (
+    ExtraOptions,
     ListedImage,
-    ListedImages,
     Unique,
     check_labels,
-    class_counts,
+    listed_splits,
     number_in,
-    opened,
-    read_edits,
     read_rows,
-    sources_among,
 )
-from provscale.data.splits import DATA_SETS, Chosen, DataSplits, OnDemand
+from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 
@@ -60,22 +57,17 @@ Lists = dict[str, list[ListedImage]]
 
 
 @dataclass
-class IWildCamOptions:
-    """How iWildCam is read.
+class IWildCamOptions(ExtraOptions):
+    """How iWildCam is read. ALIA has 2224 extra real images.
 
     Args:
         subset: alia (its four CSV files) or wilds (metadata.csv's own splits, the same seven classes).
         normalise: subtract ImageNet's mean and divide by its deviation; ALIA does not. L_PG is then about 20 times
             smaller at one and the same network function, and needs an alpha that much larger.
-        extra: train on ALIA's 2224 extra real images too.
-        match_extra: draw the edits so that each class has its share of the extra real images' classes; false = from
-            all edits alike.
     """
 
     subset: Literal["alia", "wilds"] = "alia"
     normalise: bool = False
-    extra: bool = False
-    match_extra: bool = True
 
     def __post_init__(self) -> None:
         if self.extra and self.subset == "wilds":
@@ -147,8 +139,7 @@ class WithoutCaptions(v2.Transform):
 
 @DATA_SETS.register("iwildcam")
 def build(config: DataConfig, seed: int, options: IWildCamOptions) -> DataSplits:
-    """Image files are looked for when their split is first used, so that weights can be evaluated without the training
-    images. The best epoch is that of the best macro F1, as ALIA's code has it for this data set.
+    """See `listed_splits`. The best epoch is that of the best macro F1, as ALIA's code has it for this data set.
 
     Raises:
         UserError: the first thing that is wrong in the lists or files.
@@ -157,26 +148,17 @@ def build(config: DataConfig, seed: int, options: IWildCamOptions) -> DataSplits
         raise UserError(f"data.root: {config.root} is no folder; give WILDS' iwildcam_v2.0, which holds train/")
     root = Path(config.root)
     lists, locations = read_alia(root) if options.subset == "alia" else read_wilds(root)
-    train = lists["train"] + (lists["extra"] if options.extra else [])
-
-    def edits() -> FolderSplit:
-        return read_edits(root / "edits", NAMES, lists["validation"] + lists["test"])
-
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if options.normalise else ((0.0,) * 3, (1.0,) * 3)
-    transform = ItemTransform(WithoutCaptions(config.image_size), mean, std)
-    return DataSplits(
-        train=OnDemand(lambda: opened(train)),
-        validation=OnDemand(lambda: opened(lists["validation"], annotated=True)),
-        test=OnDemand(lambda: opened(lists["test"], annotated=True)),
-        edits=OnDemand(edits) if (root / "edits").is_dir() else None,
-        edit_sources=lambda: sources_among(train, edits()),
-        evaluated_train=lambda positions: Chosen(ListedImages(train, annotated=True), positions),
-        num_classes=len(CLASSES),
-        class_names=NAMES,
+    return listed_splits(
+        root,
+        lists["train"],
+        lists["extra"],
+        lists["test"],
+        lambda: lists["validation"],
+        NAMES,
+        options,
+        ItemTransform(WithoutCaptions(config.image_size), mean, std),
         group_names=tuple(f"location_{location}" for location in locations),
-        extra_counts=class_counts(lists["extra"], len(CLASSES)) if options.match_extra and lists["extra"] else None,
-        train_transform=transform,
-        evaluation_transform=transform,
         metrics=("group_accuracy", "macro_f1"),
         best="macro_f1",
     )

@@ -7,15 +7,18 @@ Whatever is wrong is reported as one line that names file and line; the caller d
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torchvision import tv_tensors
 
 from provscale.data.decode import decode_rgb, read_image
 from provscale.data.images.cub_metadata import Report, refuse
 from provscale.data.images.folder import FolderSplit
+from provscale.data.images.manifest import check_edits
+from provscale.data.splits import Chosen, DataSplits, OnDemand, Transform
 from provscale.sample import Item
 
 
@@ -27,15 +30,29 @@ class ListedImage:
         path: its file.
         name: the file as its list names it.
         label: class, 0-based.
-        group: 0-based.
+        group: 0-based; None where the data set has no groups.
         where: the file and line that list it.
     """
 
     path: Path
     name: str
     label: int
-    group: int
+    group: int | None
     where: str
+
+
+@dataclass
+class ExtraOptions:
+    """What ALIA's data sets do with their extra real images, whose number of each class edits are compared with.
+
+    Args:
+        extra: train on the extra real images of ALIA's `+real` arm too.
+        match_extra: draw the edits so that each class has its share of the extra real images' classes; false = from
+            all edits alike.
+    """
+
+    extra: bool = False
+    match_extra: bool = True
 
 
 class ListedImages:
@@ -61,7 +78,7 @@ class ListedImages:
     def __getitem__(self, index: int) -> Item:
         """Raises UserError for a file that does not decode."""
         image = self.images[index]
-        annotations = {"group": image.group} if self.annotated else {}
+        annotations = {"group": image.group} if self.annotated and image.group is not None else {}
         pixels = tv_tensors.Image(read_image(image.path, decode_rgb))
         return Item(pixels, image.label, str(image.path), annotations=annotations)
 
@@ -152,20 +169,16 @@ def read_edits(
         held_out: validation and test images, of which no edit may be trained on.
 
     Raises:
-        UserError: see `FolderSplit`. Reported: a label out of range, an edit listed twice, an edit of a held-out image.
+        UserError: see `FolderSplit`. Reported: a label out of range, and what `check_edits` does.
     """
     edits = FolderSplit(folder, edited=True)
-    apart = {image.path.resolve(): image.where for image in held_out}
-    unique = Unique(report)
-    sources = edits.files("source_file_name")
-    for number, (row, file, source) in enumerate(zip(edits.rows, edits.files("file_name"), sources, strict=True)):
-        where = f"{edits.metadata}, line {number + 2}"
+    for number, row in enumerate(edits.rows, start=2):
         if row["label"] >= len(names):
             classes = ", ".join(f"{label} = {name}" for label, name in enumerate(names))
-            report(f"{where}: label is {row['label']}, must be one of {classes}")
-        unique("file_name", str(file), where)
-        if source is not None and source in apart:
-            report(f"{where}: is an edit of {source}, which {apart[source]} lists for evaluation; remove this row")
+            report(f"{edits.metadata}, line {number}: label is {row['label']}, must be one of {classes}")
+    files, sources, masks = (edits.files(name) for name in ("file_name", "source_file_name", "mask_file_name"))
+    apart = [image.path.resolve() for image in held_out]
+    check_edits(edits.metadata, files, sources, masks, {"validation or test": apart}, report)
     return edits
 
 
@@ -179,3 +192,42 @@ def class_counts(images: Iterable[ListedImage], num_classes: int) -> tuple[int, 
     """How many images each class has."""
     labels = [image.label for image in images]
     return tuple(labels.count(label) for label in range(num_classes))
+
+
+def listed_splits(
+    root: Path, train: Sequence[ListedImage], extra: Sequence[ListedImage], test: Sequence[ListedImage],
+    validation: Callable[[], Sequence[ListedImage]] | None, names: tuple[str, ...], options: ExtraOptions,
+    transform: Transform, held_out: Sequence[ListedImage] = (), **others: Any,
+) -> DataSplits:  # fmt: skip
+    """The splits of a data set as ALIA uses it, with the edits in root/edits. Image files are looked for when their
+    split is first used, so that weights can be evaluated without the training images.
+
+    Args:
+        extra: extra real images, which are trained on if `options` say so.
+        validation: lists the validation images when they are first needed; None = there are none.
+        names: names of the classes.
+        transform: of training and evaluation alike.
+        held_out: further images of which no edit may be trained on. Those that are trained on themselves do not count.
+        others: further attributes of `DataSplits`.
+    """
+    training = [*train, *(extra if options.extra else [])]
+
+    def edits() -> FolderSplit:
+        trained_on = {image.path for image in training}
+        evaluated = [*(validation() if validation else []), *test, *held_out]
+        return read_edits(root / "edits", names, [image for image in evaluated if image.path not in trained_on])
+
+    return DataSplits(
+        train=OnDemand(lambda: opened(training)),
+        validation=None if validation is None else OnDemand(lambda: opened(validation(), annotated=True)),
+        test=OnDemand(lambda: opened(test, annotated=True)),
+        edits=OnDemand(edits) if (root / "edits").is_dir() else None,
+        edit_sources=lambda: sources_among(training, edits()),
+        evaluated_train=lambda positions: Chosen(ListedImages(training, annotated=True), positions),
+        num_classes=len(names),
+        class_names=names,
+        extra_counts=class_counts(extra, len(names)) if options.match_extra and extra else None,
+        train_transform=transform,
+        evaluation_transform=transform,
+        **others,
+    )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from provscale.errors import UserError
+from provscale.data.images.cub_metadata import Report, refuse
 from provscale.files import write_atomically
 
 
@@ -30,7 +30,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def check_edits(
     table: Path, edits: Sequence[Path | None], sources: Sequence[Path | None], masks: Sequence[Path | None],
-    evaluated: Mapping[str, Sequence[Path | None]],
+    evaluated: Mapping[str, Sequence[Path | None]], report: Report = refuse,
 ) -> None:  # fmt: skip
     """Looks for edits that must not be trained on.
 
@@ -39,22 +39,22 @@ def check_edits(
         edits, sources, masks: files of each row, as absolute paths.
         evaluated: images of every split that is evaluated, by its name.
 
-    Raises:
-        UserError: an edit has neither mask nor source, is listed twice, or was made of an image that is evaluated.
+    Reported:
+        An edit has neither mask nor source, is listed twice, or was made of an image that is evaluated.
     """
     split_of = {path: name for name, paths in evaluated.items() for path in paths}
     line_of: dict[Path | None, int] = {}
     for line, (edit, source, mask) in enumerate(zip(edits, sources, masks, strict=True), start=2):
         where = f"{table}, line {line}"
         if source is None and mask is None:
-            raise UserError(
+            report(
                 f"{where}: has neither source_file_name nor mask_file_name; an edited image needs a mask or its source"
             )
         if edit in line_of:
-            raise UserError(f"{where}: lists {edit}, as line {line_of[edit]} does; remove one of them")
+            report(f"{where}: lists {edit}, as line {line_of[edit]} does; remove one of them")
         line_of[edit] = line
         if source is not None and source in split_of:
-            raise UserError(
+            report(
                 f"{where}: is an edit of {source}, an image of the split {split_of[source]}, which training must not "
                 "see; remove this row"
             )

@@ -33,20 +33,17 @@ from torchvision.transforms import v2
 
 from provscale.config import DataConfig
 from provscale.data.images.cub_metadata import Report, refuse
-from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD, FolderSplit
+from provscale.data.images.folder import IMAGENET_MEAN, IMAGENET_STD
 from provscale.data.images.listed import (
+    ExtraOptions,
     ListedImage,
-    ListedImages,
     Unique,
     check_labels,
-    class_counts,
+    listed_splits,
     number_in,
-    opened,
-    read_edits,
     read_rows,
-    sources_among,
 )
-from provscale.data.splits import DATA_SETS, Chosen, DataSplits, OnDemand
+from provscale.data.splits import DATA_SETS, DataSplits
 from provscale.data.transforms import ItemTransform
 from provscale.errors import UserError
 
@@ -58,19 +55,14 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass
-class WaterbirdsOptions:
-    """How Waterbirds is read.
+class WaterbirdsOptions(ExtraOptions):
+    """How Waterbirds is read. The extra real images are the 839 whose place does not fit their bird.
 
     Args:
         construction: alia (1139 training images, all tied to their place) or group_dro (4795, 95 %).
-        extra: train on ALIA's extra real images too, the 839 whose place does not fit their bird.
-        match_extra: draw the edits so that each class has its share of the extra real images' classes; false = from
-            all edits alike.
     """
 
     construction: Literal["alia", "group_dro"] = "alia"
-    extra: bool = False
-    match_extra: bool = True
 
     def __post_init__(self) -> None:
         if self.extra and self.construction == "group_dro":
@@ -120,9 +112,8 @@ def alia_extra(splits: dict[str, list[ListedImage]]) -> list[ListedImage]:
 
 @DATA_SETS.register("waterbirds")
 def build(config: DataConfig, seed: int, options: WaterbirdsOptions) -> DataSplits:
-    """Image files are looked for when their split is first used, so that weights can be evaluated without the training
-    images. The best epoch is that of the best accuracy (alia: its validation images are all tied) or worst group
-    (group_dro).
+    """See `listed_splits`. The best epoch is that of the best accuracy (alia: its validation images are all tied) or
+    worst group (group_dro).
 
     Raises:
         UserError: the first thing that is wrong in metadata or files.
@@ -131,32 +122,21 @@ def build(config: DataConfig, seed: int, options: WaterbirdsOptions) -> DataSpli
         raise UserError(f"data.root: {config.root} is no folder; give that of Waterbirds, which holds metadata.csv")
     root = Path(config.root)
     splits = read_metadata(root)
-    train, validation, extra = splits["train"], splits["validation"], alia_extra(splits)
+    train, validation = splits["train"], splits["validation"]
     if options.construction == "alia":
-        train = alia_train(train) + (extra if options.extra else [])
-        validation = [image for image in validation if image.group in FITTING]
-
-    def edits() -> FolderSplit:
-        trained_on = {image.path for image in train}
-        apart = [image for image in splits["validation"] + splits["test"] if image.path not in trained_on]
-        return read_edits(root / "edits", CLASSES, apart)
-
-    edited = OnDemand(edits) if (root / "edits").is_dir() else None
-    resize = ItemTransform(v2.Resize([config.image_size] * 2, antialias=True), IMAGENET_MEAN, IMAGENET_STD)
-    return DataSplits(
-        train=OnDemand(lambda: opened(train)),
-        validation=OnDemand(lambda: opened(validation, annotated=True)),
-        test=OnDemand(lambda: opened(splits["test"], annotated=True)),
-        edits=edited,
-        edit_sources=lambda: sources_among(train, edits()),
-        evaluated_train=lambda positions: Chosen(ListedImages(train, annotated=True), positions),
-        num_classes=len(CLASSES),
-        class_names=CLASSES,
+        train, validation = alia_train(train), [image for image in validation if image.group in FITTING]
+    return listed_splits(
+        root,
+        train,
+        alia_extra(splits),
+        splits["test"],
+        lambda: validation,
+        CLASSES,
+        options,
+        ItemTransform(v2.Resize([config.image_size] * 2, antialias=True), IMAGENET_MEAN, IMAGENET_STD),
+        held_out=splits["validation"],
         group_names=GROUPS,
         # Of the published training split: what the literature weights by.
         training_groups=tuple([image.group for image in splits["train"]].count(group) for group in range(len(GROUPS))),
-        extra_counts=class_counts(extra, len(CLASSES)) if options.match_extra else None,
-        train_transform=resize,
-        evaluation_transform=resize,
         best="accuracy" if options.construction == "alia" else "worst_group",
     )

@@ -1,30 +1,25 @@
-"""Data sets `waterbirds` and `iwildcam`: splits, constructions, edits, a training, and what may be wrong in them."""
+"""Data sets `waterbirds`, `iwildcam` and `cub_classification`: splits, constructions, edits and a training."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from listed_folders import YS, make_iwildcam, make_waterbirds
+from listed_folders import MAKE, build, make_cub_classification, make_iwildcam, make_waterbirds
 from PIL import Image
 from tiny_runs import arguments, rows
 
 from provscale.config import DataConfig
 from provscale.data import build_splits
 from provscale.data.images.iwildcam import WithoutCaptions
-from provscale.data.splits import DataSplits, item_id, training_source
+from provscale.data.splits import item_id, training_source
 from provscale.errors import UserError
 from provscale.train import main
-from tools.check_data import main as check_data
-
-MAKE = {"waterbirds": make_waterbirds, "iwildcam": make_iwildcam}
-
-
-def build(name: str, root: Path, **options: object) -> DataSplits:
-    return build_splits(DataConfig(name=name, root=str(root), image_size=28, options=dict(options)), 0)
 
 
 def ids(source: object) -> list[str]:
@@ -76,6 +71,29 @@ def test_iwildcam_extra_and_normalisation(tmp_path: Path) -> None:
     assert splits.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
+def test_cub_classification(tmp_path: Path) -> None:
+    """The last 5 of 8 training images of each class are extra; the validation split is CUBv2, or by name test."""
+    root = make_cub_classification(tmp_path / "c")
+    splits = build("cub_classification", root)
+    assert splits.validation is not None
+    assert ids(splits.train) == [f"{name}/train_{n}.jpg" for name in splits.class_names for n in range(3)]
+    assert ids(splits.validation) == [f"{name}/val_{n}.jpg" for name in splits.class_names for n in range(2)]
+    assert [splits.validation.label(index) for index in range(6)] == [0, 0, 1, 1, 2, 2]
+    assert (len(splits.test), splits.extra_counts, splits.group_names, splits.best) == (9, (5, 5, 5), (), "accuracy")
+    assert splits.test[0].annotations == {}
+    assert (splits.mean, splits.std) == (
+        pytest.approx((0.485, 0.456, 0.406)), pytest.approx((0.229, 0.224, 0.225)))  # fmt: skip
+    extra = build("cub_classification", root, extra=True)
+    assert ids(extra.train)[9:14] == [f"001.Albatross/train_{n}.jpg" for n in range(3, 8)]
+    assert len(extra.train) == 24
+    config = DataConfig("cub_classification", str(root), image_size=28, validation_share=0)
+    assert build_splits(config, 0).selected_on == "test"
+    shutil.rmtree(root / "CUBV2")
+    assert len(build("cub_classification", root).test) == 9, "test needs no CUBv2"
+    with pytest.raises(UserError, match=r"data\.options\.cubv2"):
+        len(build("cub_classification", root).validation)  # type: ignore[arg-type]
+
+
 def test_captions_are_cut_off() -> None:
     """Of an image of 448 rows, those before 10 and from 410 on leave no trace."""
     image = torch.zeros(3, 448, 448)
@@ -99,90 +117,10 @@ def test_added_edits_have_the_classes_of_extra_real_images(tmp_path: Path) -> No
     assert len(anyhow) == 28
 
 
-def change(path: Path, line: int, old: str, new: str) -> None:
-    lines = path.read_text().splitlines()
-    assert old in lines[line - 1]
-    lines[line - 1] = lines[line - 1].replace(old, new)
-    path.write_text("\n".join(lines) + "\n")
-
-
-FAULTS = [
-    ("waterbirds", "metadata.csv", 2, "0,a/0.png,0", "0,a/0.png,7", "line 2: y is '7', must be one of 0, 1"),
-    ("waterbirds", "metadata.csv", 3, ",0,0,0,", ",0,3,0,", "line 3: split is '3', must be one of 0, 1, 2"),
-    ("waterbirds", "metadata.csv", 3, ",0,0,0,", ",0,0,x,", "line 3: place is 'x', must be one of 0, 1"),
-    ("waterbirds", "metadata.csv", 3, "b/1.png", "a/0.png", "line 3: img_filename 'a/0.png' is listed twice"),
-    ("waterbirds", "metadata.csv", 3, ",p.jpg", "", "line 3: has not as many cells as the first line"),
-    ("waterbirds", "metadata.csv", 1, ",place,", ",spot,", "has no column 'place'"),
-    ("waterbirds", "edits/metadata.csv", 2, ",0,", ",2,", "line 2: label is 2, must be one of 0 = landbird"),
-    ("waterbirds", "edits/metadata.csv", 3, "../b/1.png", "../a/24.png", "line 3: is an edit of"),
-    ("iwildcam", "train_subset.csv", 2, ",0,0.png", ",5,0.png", "line 2: y is '5', must be one of 0, 24"),
-    ("iwildcam", "val_subset.csv", 2, ",5,", ",x,", "line 2: location_remapped is 'x', must be an integer from 0"),
-    ("iwildcam", "test_subset.csv", 2, "21.png", "0.png", "line 2: filename '0.png' is listed twice"),
-    ("iwildcam", "edits/metadata.csv", 2, ",0,", ",7,", "line 2: label is 7, must be one of 0 = background"),
-]
-
-
-@pytest.mark.parametrize(("name", "file", "line", "old", "new", "message"), FAULTS)
-def test_a_fault_names_file_and_line(
-    tmp_path: Path, name: str, file: str, line: int, old: str, new: str, message: str
-) -> None:
-    root = MAKE[name](tmp_path / name)
-    change(root / file, line, old, new)
-
-    def read_everything() -> None:
-        splits = build(name, root)
-        training_source(splits, None, 0).label(0)
-        len(splits.test)
-
-    with pytest.raises(UserError) as caught:
-        read_everything()
-    assert message in str(caught.value)
-    assert str(root / file) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["waterbirds", "iwildcam"])
-def test_missing_and_damaged_files(tmp_path: Path, name: str) -> None:
-    root = MAKE[name](tmp_path / name)
-    first = root / ("a/0.png" if name == "waterbirds" else "train/0.png")
-    first.write_bytes(b"no image")
-    with pytest.raises(UserError, match="cannot be read as an image"):
-        build(name, root).train[0]
-    first.unlink()
-    with pytest.raises(UserError, match=r"does not exist, but .*line 2 names it"):
-        len(build(name, root).train)
-    assert len(build(name, root).test) == (4 if name == "waterbirds" else len(YS)), "test needs no training image"
-    (root / ("metadata.csv" if name == "waterbirds" else "train_subset.csv")).unlink()
-    with pytest.raises(UserError, match="does not exist"):
-        build(name, root)
-    with pytest.raises(UserError, match=r"data\.root"):
-        build(name, tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("name", ["waterbirds", "iwildcam"])
-def test_check_data_lists_all_faults(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    root = MAKE[name](tmp_path / name)
-    words = [f"--data.name={name}", f"--data.root={root}"]
-    assert check_data(words) == 0
-    assert "complete" in capsys.readouterr().out
-    table = root / ("metadata.csv" if name == "waterbirds" else "test_subset.csv")
-    lines = table.read_text().splitlines()
-    lines[-1] += ",more"
-    table.write_text("\n".join(lines) + "\n")
-    (root / ("a/2.png" if name == "waterbirds" else "train/2.png")).unlink()
-    change(root / "edits" / "metadata.csv", 2, ",0,", ",9,")
-    (root / "edits" / "metadata.csv").write_text(
-        "\n".join(row for row in (root / "edits/metadata.csv").read_text().splitlines() if not row.endswith("/2.png"))
-    )
-    assert check_data(words) == 2
-    printed = capsys.readouterr()
-    assert f"{table}, line {len(lines)}: has not as many cells" in printed.out
-    assert "2.png: does not exist, but" in printed.out
-    assert "line 2: label is 9" in printed.out
-    assert "3 faults, listed above" in printed.err
-
-
-@pytest.mark.parametrize("arm", ["guided", "real"])
-@pytest.mark.parametrize("name", ["waterbirds", "iwildcam"])
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [("waterbirds", "guided"), ("waterbirds", "real"), ("iwildcam", "guided"), ("cub_classification", "real")],
+)
 def test_training(tmp_path: Path, name: str, arm: str) -> None:
     """Two steps; only edits are guided, and the real arm trains on the extra images instead."""
     own = (
@@ -201,5 +139,30 @@ def test_training(tmp_path: Path, name: str, arm: str) -> None:
     assert len(steps) == 2
     assert any(row.get("loss_guidance", 0) > 0 for row in steps) == (arm == "guided")
     test = next(row for row in found if row["kind"] == "test")
-    assert {"accuracy", "worst_group", "macro_f1", "macro_recall"} <= test.keys()
+    assert {"accuracy", "class_balanced", "macro_f1", "macro_recall"} <= test.keys()
+    assert ("worst_group" in test) == (name != "cub_classification")
     assert ("adjusted_accuracy" in test) == (name == "waterbirds")
+
+
+def test_edits_without_guidance_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 9 edits one is its source and another has a mask of zeros: two of every epoch, and of the run."""
+    root = make_cub_classification(tmp_path / "c")
+    shutil.copy(root / "images/001.Albatross/train_1.jpg", root / "edits/1.png")
+    width, height = Image.open(root / "edits/2.png").size
+    Image.fromarray(np.zeros((height, width), dtype=np.uint8)).save(root / "edits/mask2.png")
+    table = root / "edits/metadata.csv"
+    header, *lines = table.read_text().splitlines()
+    masked = [line + (",mask2.png" if line.startswith("2.png") else ",") for line in lines]
+    table.write_text("\n".join([header + ",mask_file_name", *masked]) + "\n")
+    words = arguments(
+        tmp_path, data__name="cub_classification", data__root=root, data__workers=0, data__batch_size=6,
+        data__options="{}", data__validation_share=0, model__options="{}", synthesis__name="edited",
+    )  # fmt: skip
+    assert main(words) == 0
+    printed = " ".join(capsys.readouterr().err.split())  # the console wraps lines
+    assert [printed.count(f"epoch {epoch}: 2 edits have a mask of one value") for epoch in (1, 2)] == [1, 1]
+    assert "1.png: its provenance mask says unedited everywhere" in printed
+    assert "2.png: its provenance mask says edited everywhere" in printed
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["unguided_edits"] == 2
+    steps = [row for row in rows(tmp_path / "run") if row["kind"] == "train"]
+    assert len(steps) == 2 * 3, "9 real images and 9 edits, none of them left out"
