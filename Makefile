@@ -18,7 +18,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable ".[demo,zero,skeleton-demo,segment,dev]"
+	$(RUN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable ".[demo,zero,skeleton-demo,segment,edit,dev]"
 	@# The photographs of textures; the package's own dependencies (Jupyter) are not needed to read them.
 	$(RUN)/python -m pip install --quiet --progress-bar off --no-deps vpython==7.6.5
 	touch $@

@@ -31,7 +31,9 @@ class GuidanceOptions:
             FSDP2), else eager.
         mask: provenance (the method), or an ablation: random (the mask moved to a random place), independent (a new
             one of the same area) or none.
-        dilation: ablation: percent of its area by which the region M = 1 grows; below 0 it shrinks. 0 = as it is.
+        dilation: ablation (the paper's): percent of its area by which the region M = 1 of every synthetic sample grows,
+            mixed ones too; below 0 it shrinks. 0 = as it is. Edits' masks are made with a margin by
+            `synthesis.options.dilate`, which is a radius; both may be set, then this comes second.
         reduction: sum or mean of the measure over one sample's elements.
         every: guide every k-th optimizer step only, with k times alpha.
         sampled_term: soft labels: none computes both terms; sample or batch draws one (for each sample, or one for the

@@ -24,7 +24,9 @@ class Edited(ProvenanceOptions, Synthesis):
     sample is reported, and trained on without guidance.
 
     Args:
-        dilate: radius, as a share of the image's shorter side, by which every mask grows (below 0: shrinks).
+        dilate: part of making a mask, for it must enclose the evidence: radius, as a share of the image's shorter side
+            as it is on file, by which every edit's mask grows (below 0: shrinks). The ablation is another key,
+            `guidance.dilation`: percent of the area, of the mask as the network gets it, for any synthesis.
     """
 
     dilate: float = 0.0
