@@ -75,23 +75,37 @@ def peak_of(case: Case, label: str, arm: str, precision: str, device_name: str) 
     """MiB of the running process, or why there is no figure. To be called in a fresh process."""
     torch.set_num_threads(1)
     device = torch.device(device_name)
-    on_cuda = device.type == "cuda"
-    if not on_cuda and sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
-    before = 0.0 if on_cuda else resident("VmRSS")
-    try:
+
+    def make() -> Callable[[], None]:
         torch.manual_seed(0)
         network = build(case).to(device).train()
-        run = make_arm(arm, network, make_sample(case, label, device), precision)
-        for _ in range(RUNS):
+        step = make_arm(arm, network, make_sample(case, label, device), precision)
+
+        def run() -> None:
             network.zero_grad(set_to_none=True)
-            gc.collect()
-            forget_peak(on_cuda)
-            run()
+            step()
+
+        return run
+
+    try:
+        return peak_of_run(make, device)
     except UserError as error:
         return str(error)
     except torch.cuda.OutOfMemoryError:
         return float("inf")
+
+
+def peak_of_run(make: Callable[[], Callable[[], None]], device: torch.device) -> float:
+    """MiB that the running process takes for what `make` builds and for running it. To be called in a fresh process."""
+    on_cuda = device.type == "cuda"
+    if not on_cuda and sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
+    before = 0.0 if on_cuda else resident("VmRSS")
+    run = make()
+    for _ in range(RUNS):
+        gc.collect()
+        forget_peak(on_cuda)
+        run()
     return torch.cuda.max_memory_reserved(device) / MIB if on_cuda else resident("VmHWM") - before
 
 
