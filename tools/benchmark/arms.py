@@ -14,7 +14,7 @@ import torch
 from provscale.build import build_data, build_network, build_step, build_training_data
 from provscale.command_line import parse
 from provscale.data.loader import make_loader
-from tools.benchmark.__main__ import measure, step_arm
+from tools.benchmark.timing import measure, step_arm
 from tools.benchmark.memory import peak_of_run
 
 
