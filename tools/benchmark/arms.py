@@ -19,7 +19,7 @@ from tools.benchmark.timing import measure, step_arm
 
 
 def build_arm(words: Sequence[str]) -> Callable[[], None]:
-    """One step of what a command line trains, on the CPU, on the last batch of its training items: of edits alone, where
+    """One step of what a command line trains, on the CPU, on the last batch of its training items: edits alone, where
     there are enough, so that the cost does not depend on how many a batch draws."""
     config = parse([*words, "--guidance.executor", "eager"])
     data = build_training_data(config, build_data(config))
