@@ -22,8 +22,7 @@ from provscale.errors import reported
 from provscale.files import update_document
 from provscale.tracking.metrics_file import read_metrics
 from tools.benchmark.arms import costs
-from tools.demo import LABELS
-from tools.demo_runs import ROOT, Arm, summary, train_all, values_text
+from tools.demo_runs import LABELS, ROOT, Arm, common_words, summary, train_all, values_text
 
 TASKS = ROOT / "configs" / "comparison_tasks.yaml"
 Runs = dict[str, list[Path]]
@@ -36,8 +35,7 @@ def baseline(task: Task) -> str:
 
 
 def words_of(task: Task, name: str, alpha: float) -> list[str]:
-    config = str(ROOT / "configs" / f"{task['config']}.yaml")
-    return ["--cfg", config, *task["options"], *task["arms"][name], "--guidance.alpha", str(alpha)]
+    return [*common_words(task), *task["arms"][name], "--guidance.alpha", str(alpha)]
 
 
 def exploratory_arms(task: Task) -> list[Arm]:

@@ -1,6 +1,6 @@
 """What a step of a config's training costs, for several command lines in one run: CPU time and peak memory.
 
-The step is the trainer's: forward pass, losses and gradients of the first batch, with the eager executor, one thread.
+The step is the trainer's: forward pass, losses and gradients of one batch, with the eager executor, one thread.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import torch
 from provscale.build import build_data, build_network, build_step, build_training_data
 from provscale.command_line import parse
 from provscale.data.loader import make_loader
-from tools.benchmark.timing import measure, step_arm
 from tools.benchmark.memory import peak_of_run
+from tools.benchmark.timing import measure, step_arm
 
 
 def build_arm(words: Sequence[str]) -> Callable[[], None]:
-    """One step of what a command line trains, on the CPU; every sample of the first batch is taken for synthetic.
-
-    So the cost is that of a batch of synthetic samples alone, which does not depend on how many edits a batch draws.
-    """
+    """One step of what a command line trains, on the CPU, on the last batch of its training items: edits alone, where
+    there are enough, so that the cost does not depend on how many a batch draws."""
     config = parse([*words, "--guidance.executor", "eager"])
     data = build_training_data(config, build_data(config))
     step = build_step(config, build_network(config, data.items.num_classes), data)
