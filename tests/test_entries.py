@@ -86,7 +86,7 @@ def test_accelerate_launch(probe: Path, entry: list[str]) -> None:
 
 def test_commands_name_functions() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts.keys() == {"provscale-train", "provscale-evaluate"}
+    assert scripts.keys() == {"provscale-train", "provscale-evaluate", "provscale-doctor"}
     for target in scripts.values():
         module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function))
