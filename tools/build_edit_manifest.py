@@ -73,14 +73,14 @@ def drawn(
         of_source[source].append(position)
     chosen: list[int] = []
     for source, own in sorted(of_source.items()):
-        order = numpy_generator(given.seed, "edits of a source", source).permutation(len(own))
-        chosen += [own[place] for place in order[: given.per_source or None]]
+        places = numpy_generator(given.seed, "edits of a source", source).permutation(len(own)).tolist()
+        chosen += [own[place] for place in places[: given.per_source or None]]
     if given.number is None:
         return sorted(chosen)
     if given.number > len(chosen):
         raise UserError(f"--number: is {given.number}, but there are only {len(chosen)} verified edits, "
                         f"{given.per_source or 'all'} of each source; lower it")  # fmt: skip
-    order = [chosen[place] for place in numpy_generator(given.seed, "edits").permutation(len(chosen))]
+    order = [chosen[place] for place in numpy_generator(given.seed, "edits").permutation(len(chosen)).tolist()]
     if splits.extra_counts is not None:
         labels = [edit.label for edit in edits]
         order = matched(order, labels, splits.extra_counts, given.number, splits.class_names, "--number")
@@ -89,7 +89,11 @@ def drawn(
 
 def size_of(path: Path) -> tuple[int, int]:
     """Width and height, from the file's head. Raises UserError for what is no image."""
-    return read_image(path, lambda file: Image.open(file).size)
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); replace or remove this file") from None
 
 
 def resized(edit: Path, size: tuple[int, int], to: Path) -> None:
@@ -185,11 +189,11 @@ def write(
     other_size: str,
 ) -> None:  # fmt: skip
     sizes = [(size_of(edit.path), size_of(Path(names[source]))) for edit, source, _ in chosen]
-    other = [number for number, (edit, source) in enumerate(sizes) if edit != source]
+    other = [number for number, (own, wanted) in enumerate(sizes) if own != wanted]
     if other and other_size == "refuse":
-        edit, source = sizes[other[0]]
+        own, wanted = sizes[other[0]]
         raise UserError(
-            f"{chosen[other[0]][0].path}: is {edit[0]} x {edit[1]} pixels, its source {source[0]} x {source[1]}, and "
+            f"{chosen[other[0]][0].path}: is {own[0]} x {own[1]} pixels, its source {wanted[0]} x {wanted[1]}, and "
             f"so are {len(other)} of {len(chosen)} edits; --other-size resize writes copies in their sources' sizes"
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def read_metadata(root: Path, report: Report = refuse) -> dict[str, list[ListedI
     check_labels(splits["train"], evaluated, CLASSES, report)
     groups, labels = {image.group for image in splits["train"]}, {image.label for image in splits["train"]}
     for image in evaluated:
-        if image.group not in groups and image.label in labels:
+        if image.group is not None and image.group not in groups and image.label in labels:
             report(f"{image.where}: its group is {GROUPS[image.group]}, of which there is no training image")
     return splits
 
