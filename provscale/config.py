@@ -176,6 +176,8 @@ class TrackingConfig:
         project: W&B project.
         log_every: optimizer steps between rows of metrics.jsonl.
         images: samples shown with mask and gradient map after every evaluation.
+        localisation: images of the split that selects, shown at the end with score map, boxes and gradient map, where a
+            metric localises; 0 = none. The same ones for the same seed.
         gradients: log once per epoch how long the gradients of L_cls and L_PG are, on a few samples.
     """
 
@@ -184,6 +186,7 @@ class TrackingConfig:
     project: str = "provscale"
     log_every: int = 1
     images: int = 8
+    localisation: int = 4
     gradients: bool = True
 
 
@@ -258,6 +261,7 @@ def validate(config: Config) -> None:
         "optim.weight_decay": config.optim.weight_decay,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "tracking.images": config.tracking.images,
+        "tracking.localisation": config.tracking.localisation,
         "synthesis.added": config.synthesis.added or 0,
         "synthesis.start_epoch": config.synthesis.start_epoch,
     }

@@ -7,7 +7,8 @@ Nothing of training is needed but its config: no training images (unless `--spli
 executor. Whatever engine the launch config names, each process holds the whole network.
 
 `--save-scoremaps DIR` writes every image's score map as DIR/<image id>.npy; `--scoremaps DIR` evaluates such files,
-also those of other code, instead of a network.
+also those of other code, instead of a network. `--carry-thresholds` evaluates validation first and reports test also at
+the score thresholds that are best there, as training does.
 
 Every key of the config can be overridden, e.g. `--evaluation.metrics [group_accuracy]`; `--json` prints one JSON object
 instead of a table. The run folder is not touched.
@@ -46,7 +47,7 @@ def print_metrics(arguments: list[str]) -> None:
     own = argparse.ArgumentParser(
         prog="provscale-evaluate",
         usage="provscale-evaluate --cfg RUN/config.yaml (--weights FILE | --scoremaps DIR) [--split SPLIT] "
-        "[--save-scoremaps DIR] [--json] [--KEY VALUE ...]",
+        "[--save-scoremaps DIR] [--carry-thresholds] [--json] [--KEY VALUE ...]",
         allow_abbrev=False,
         epilog="All further options are keys of the config, as for provscale-train.",
         description="Prints the metrics of a network's weights on a split of the data set.",
@@ -55,6 +56,7 @@ def print_metrics(arguments: list[str]) -> None:
     own.add_argument("--split", default="test", help="test (default), validation or train")
     own.add_argument("--scoremaps", help="folder of score maps that take the network's place")
     own.add_argument("--save-scoremaps", help="folder to write the network's score maps to")
+    own.add_argument("--carry-thresholds", action="store_true", help="report test also at validation's best thresholds")
     own.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options, rest = own.parse_known_args(arguments)
     if options.scoremaps and (options.weights or options.save_scoremaps):
@@ -67,11 +69,13 @@ def print_metrics(arguments: list[str]) -> None:
     if options.split not in SPLITS:
         hint = nearest(options.split, list(SPLITS))
         raise UserError(f"--split: is '{options.split}'{hint}, must be one of: {', '.join(SPLITS)}")
+    if options.carry_thresholds and (options.scoremaps or options.split != "test"):
+        raise UserError("--carry-thresholds: takes them from validation to test; give --weights and leave out --split")
     if options.scoremaps:
         metrics = evaluate_scoremaps(rest, Path(options.scoremaps), options.split)
     else:
         saved = Path(options.save_scoremaps) if options.save_scoremaps else None
-        metrics = evaluate_weights(rest, Path(options.weights), options.split, saved)
+        metrics = evaluate_weights(rest, Path(options.weights), options.split, saved, options.carry_thresholds)
     if metrics is None:
         return
     if options.json:
@@ -81,12 +85,12 @@ def print_metrics(arguments: list[str]) -> None:
         print("\n".join(f"{name:<{width}}  {value:8.2f}" for name, value in metrics.items()))
 
 
-def config_of(arguments: list[str], split: Split) -> Config:
-    """The config of a command line, as evaluation needs it."""
+def config_of(arguments: list[str], *used: Split) -> Config:
+    """The config of a command line, as evaluation of the splits `used` needs it."""
     from provscale.command_line import parse
 
     config = parse(arguments)
-    if split == "test":
+    if used == ("test",):
         config.data.validation_share = None  # whatever is held out of train, test is the same
     return config
 
@@ -122,15 +126,16 @@ def evaluate_scoremaps(arguments: list[str], folder: Path, split: Split) -> dict
 
 
 def evaluate_weights(
-    arguments: list[str], weights: Path, split: Split, saved: Path | None = None
+    arguments: list[str], weights: Path, split: Split, saved: Path | None = None, carry: bool = False
 ) -> dict[str, float] | None:
     """The metrics on the main process, None on others.
 
     Args:
         arguments: the config's command line.
         saved: folder to write score maps to, or None.
+        carry: evaluate validation first, so that what metrics choose there is used on test.
     """
-    config = config_of(arguments, split)
+    config = config_of(arguments, *(["validation"] if carry else []), split)
     config.model.pretrained = str(weights)
     from provscale.build import build_data, build_network
     from provscale.engine.select import build_evaluation_engine
@@ -153,7 +158,8 @@ def evaluate_weights(
             "the run that wrote it"
         )
     also = [] if saved is None else [ScoreMapWriter(saved)]
-    metrics = evaluate(engine, splits, split, config, also)
+    validation = evaluate(engine, splits, "validation", config) if carry else None
+    metrics = evaluate(engine, splits, split, config, also, validation=validation)
     return metrics if engine.is_main else None
 
 

@@ -34,7 +34,7 @@ from provscale.optim import build_optimizer, learning_rate, set_learning_rate
 from provscale.randomness import numpy_generator, seed_everything
 from provscale.run.checkpoint import BEST, FINAL, Checkpointer
 from provscale.run.checkpoint_folder import Progress
-from provscale.run.final_test import evaluate_best_and_last
+from provscale.run.final_test import evaluate_best_and_last, localised_by_best
 from provscale.run.gradient_watch import GradientWatch
 from provscale.run.run_folder import RunFolder
 from provscale.run.step_report import Readout, StepReport
@@ -303,6 +303,8 @@ class Trainer:
         for at, metrics in tested.items():
             row = {"kind": "test", "at": at, "step": progress.step, "epoch": epochs[at], **metrics}
             self.folder.log(f"test_{at}", row)
+        shown = localised_by_best(self.engine, self.config, self.splits, self.checkpointer, progress)
+        self.folder.save_localised(shown, progress.step)
         self.folder.finish(progress, self.splits, tested, self.total_parameters)
         return True
 

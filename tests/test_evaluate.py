@@ -94,6 +94,8 @@ def test_mistakes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([*cfg, "--weights", str(run / "summary.json")], "cannot be read as weights"),
         ([*cfg, "--weights", weights, "--split", "valid"],
          "--split: is 'valid', did you mean 'validation'?, must be one of: test, validation, train"),
+        ([*cfg, "--weights", weights, "--split", "validation", "--carry-thresholds"],
+         "--carry-thresholds: takes them from validation to test"),
         ([*cfg, "--weights", weights, "--split=validation", "--data.validation_share=0"],
          "there is no validation split"),
     ):  # fmt: skip

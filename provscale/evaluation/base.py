@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -32,10 +33,13 @@ class Evaluator(ABC):
             true class's logit; `instance_scores` float32 [B, ..., K], logits of the parts of an input, such as its
             skeletons.
         training_groups: how many training samples each group has; empty = unknown.
+        validation: on test, the metrics that the same weights have on validation, where there is such a split; else
+            empty. A metric that chooses something, such as a threshold, can report with that choice besides.
     """
 
     requires: frozenset[str] = frozenset({"logits"})
     training_groups: Sequence[int] = ()
+    validation: Mapping[str, float] = MappingProxyType({})
 
     def begin(self, source: ItemSource) -> None:  # noqa: B027  (most evaluators need nothing)
         """Called once before the first batch with the items to come, for ground truth that fits no annotations."""

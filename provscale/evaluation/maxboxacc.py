@@ -11,7 +11,7 @@ Shapes: H x W image, h x w score map, T = 1000 score thresholds, D = 3 IoU thres
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from provscale.errors import UserError
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
+from provscale.evaluation.localized_batch import localized_batch
 from provscale.sample import Sample
 
 IOU_PERCENTS = (30, 50, 70)
@@ -219,44 +220,41 @@ class BoxCounts:
             metrics[f"maxboxacc/iou{percent}"] = float(accuracy[row].max())
         for row, percent in enumerate(IOU_PERCENTS):
             metrics[f"maxboxacc/threshold{percent}"] = float(SCORE_THRESHOLDS[accuracy[row].argmax()])
-        first = self.largest[0].argmax()
-        known, top1, top5 = (self.largest[:, first] * 100.0 / self.images).tolist()
-        metrics["maxboxacc_v1"] = known
-        if self.ranked == self.images:
-            metrics |= {"maxboxacc_v1/top1": top1, "maxboxacc_v1/top5": top5}
-        return metrics | {"maxboxacc_v1/threshold": float(SCORE_THRESHOLDS[first])}
-
-
-def localized_batch(
-    name: str, sample: Sample, outputs: dict[str, Tensor]
-) -> tuple[NDArray[np.float64], NDArray[np.floating], list[int | None]]:
-    """What an evaluator of boxes reads of one batch: score maps [B, h, w], boxes [B, 4] or [B, N, 4] and ranks.
-
-    The rank of an image is the number of classes with a larger logit than its own; None without logits.
-
-    Raises:
-        UserError: no `score_map` output, no `box` annotation, or not one of each for every sample; names the evaluator.
-    """
-    if "score_map" not in outputs:
-        raise UserError(f"{EVALUATORS.key}: {name} needs a network that gives 'score_map'; choose one or remove it")
-    if "box" not in sample.annotations:
-        found = ", ".join(sorted(sample.annotations)) or "none"
-        raise UserError(
-            f"{EVALUATORS.key}: {name} needs the annotation 'box' and the data set gives: {found}; "
-            f"choose a data set with boxes or remove {name}"
+        first = int(self.largest[0].argmax())
+        return (
+            metrics
+            | self.largest_at(first, "maxboxacc_v1")
+            | {"maxboxacc_v1/threshold": float(SCORE_THRESHOLDS[first])}
         )
-    maps = outputs["score_map"].detach().cpu().double().numpy()
-    boxes = sample.annotations["box"].detach().cpu().numpy()
-    if not len(maps) == len(boxes) == len(sample):
-        raise UserError(
-            f"{name}: {len(maps)} score maps and {len(boxes)} box annotations for a batch of {len(sample)}; "
-            "the network must give score_map [B, h, w] and the data set box [B, 4] or [B, N, 4]"
+
+    def largest_at(self, threshold: int, name: str) -> dict[str, float]:
+        """MaxBoxAcc, top-1 and top-5 localisation at the threshold of that number, under `name`."""
+        known, top1, top5 = (self.largest[:, threshold] * 100.0 / self.images).tolist()
+        return {name: known} | ({f"{name}/top1": top1, f"{name}/top5": top5} if self.ranked == self.images else {})
+
+    def scores_at(self, chosen: Mapping[str, float]) -> dict[str, float]:
+        """The same accuracies at thresholds that were chosen on other images: no number is a maximum over thresholds.
+
+        `maxboxacc_at_validation_thresholds`, with `/iou<p>`: MaxBoxAccV2's counterpart; and
+        `maxboxacc_v1_at_validation_threshold`, with `/top1` and `/top5`: MaxBoxAcc's.
+
+        Args:
+            chosen: metrics that `scores` gave of the other images.
+        """
+        if self.images == 0:
+            raise UserError("maxboxacc: no image was evaluated; check that the evaluation split is not empty")
+        names = [f"maxboxacc/threshold{percent}" for percent in IOU_PERCENTS]
+        *places, first = (
+            int(np.abs(SCORE_THRESHOLDS - chosen[name]).argmin()) for name in [*names, "maxboxacc_v1/threshold"]
         )
-    if "logits" not in outputs:
-        return maps, boxes, [None] * len(sample)
-    logits = outputs["logits"].detach().cpu()
-    own = logits.gather(1, sample.targets[:, :1].cpu())
-    return maps, boxes, (logits > own).sum(dim=1).tolist()
+        accuracy = [float(row[place]) * 100.0 / self.images for row, place in zip(self.correct, places, strict=True)]
+        name = "maxboxacc_at_validation_thresholds"
+        single = {f"{name}/iou{percent}": value for percent, value in zip(IOU_PERCENTS, accuracy, strict=True)}
+        return {
+            name: float(np.mean(accuracy)),
+            **single,
+            **self.largest_at(first, "maxboxacc_v1_at_validation_threshold"),
+        }
 
 
 @EVALUATORS.register("maxboxacc")
@@ -286,5 +284,6 @@ class MaxBoxAcc(Evaluator):
             self.counts.accumulate(scoremap, rows, (height, width), name=f"sample {index}", rank=rank)
 
     def compute(self, gather: Gather = alone) -> dict[str, float]:
-        """See `BoxCounts.scores`."""
-        return BoxCounts.total(gather(self.counts)).scores()
+        """See `BoxCounts.scores`; on test with `BoxCounts.scores_at` of validation's thresholds besides."""
+        counts = BoxCounts.total(gather(self.counts))
+        return counts.scores() | (counts.scores_at(self.validation) if self.validation else {})

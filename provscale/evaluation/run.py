@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,9 +10,11 @@ from torch import Tensor
 from provscale.config import Config
 from provscale.data.loader import LoadedItems, make_loader
 from provscale.data.plan import evaluation_batches
-from provscale.data.splits import DataSplits, Split
+from provscale.data.splits import DataSplits, Split, item_id
 from provscale.errors import UserError
 from provscale.evaluation import Evaluator, build_evaluators
+from provscale.randomness import numpy_generator
+from provscale.run.localised import LocalisedPictures, localised
 from provscale.run.pictures import Pictures, to_pictures
 from provscale.sample import Sample
 from provscale.synthesis import Synthesis
@@ -29,6 +31,7 @@ def evaluate(
     config: Config,
     also: Sequence[Evaluator] = (),
     predict: Callable[[Sample], dict[str, Tensor]] | None = None,
+    validation: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """All of `splits.metrics` over one split; every sample counts once whatever the number of processes.
 
@@ -37,6 +40,7 @@ def evaluate(
     Args:
         also: evaluators beside those of the metrics.
         predict: gives all outputs that the evaluators require; None = the engine's network.
+        validation: the same weights' metrics on validation, when the split is test.
 
     Raises:
         UserError: there is no such split, it is empty, or an evaluator lacks something in it.
@@ -51,6 +55,7 @@ def evaluate(
     batches = evaluation_batches(len(items), config.evaluation.batch_size, engine.rank, engine.world_size)
     keys = [[(0, index) for index in indices] for indices, _ in batches]
     for evaluator in evaluators:
+        evaluator.validation = validation or {}
         evaluator.begin(source)
     if predict is None:
         engine.prepared.eval()
@@ -96,3 +101,28 @@ def sample_pictures(
     return to_pictures(
         sample.inputs.cpu(), sample.provenance_mask.cpu(), gradient.cpu(), splits.mean, splits.std, names
     )
+
+
+def localises(splits: DataSplits) -> bool:
+    """Whether a metric reads score maps."""
+    evaluators = build_evaluators(splits.metrics, splits.num_classes, splits.group_names, splits.training_groups)
+    return any("score_map" in evaluator.requires for evaluator in evaluators)
+
+
+def localised_pictures(
+    engine: Engine, splits: DataSplits, config: Config, threshold: float
+) -> LocalisedPictures | None:
+    """Pictures of `tracking.localisation` images, at least one, of the split that selects, drawn by the seed.
+
+    All processes must call it. The network must give score maps. None if these are no images with boxes.
+    """
+    source, count = splits.evaluated(splits.selected_on), config.tracking.localisation
+    drawn = numpy_generator(config.seed, "localisation").choice(len(source), min(count, len(source)), replace=False)
+    items = LoadedItems(source, Synthesis().prepare, splits.evaluation_transform, splits.num_classes, config.seed)
+    (loaded,) = make_loader(items, [[(0, index) for index in sorted(drawn.tolist())]], 0, False)
+    sample = loaded.to(engine.device)
+    engine.prepared.eval()
+    found = engine.predict(sample, frozenset({"score_map", "input_gradient"}))
+    engine.prepared.train()
+    names = [item_id(source, index) for index in sample.index.tolist()]
+    return localised(sample.to("cpu"), found, splits, names, threshold)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from provscale.errors import UserError
 from provscale.evaluation.base import EVALUATORS, Evaluator, Gather, alone
-from provscale.evaluation.maxboxacc import box_iou_inclusive, localized_batch, truncate_boxes
+from provscale.evaluation.localized_batch import localized_batch
+from provscale.evaluation.maxboxacc import box_iou_inclusive, truncate_boxes
 from provscale.sample import Sample
 
 THRESHOLDS = (0.3, 0.35, 0.4, 0.45)

@@ -19,7 +19,8 @@ from provscale.paper.tables import (
     tables,
 )
 from provscale.run.charts import Series, swatch
-from provscale.run.report import columns, figure, figures, page, points, row, table, text
+from provscale.run.report import columns, figure, figures, page, points, row, text
+from provscale.run.report_style import table
 
 TITLE = "Results beside the paper's"
 STYLE = (

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from provscale.errors import UserError
+from provscale.run.localised import FILE as LOCALISED
+from provscale.run.localised import LocalisedPictures
 from provscale.run.pictures import Pictures
 from provscale.tracking.metrics_file import NAME, read_metrics
 
@@ -28,7 +30,8 @@ class FinishedRun:
         train: the rows of training, `gradients` among them.
         epochs: the rows of evaluations after an epoch, on the split that the best epoch was chosen on.
         tested: the rows of the test split with the weights of the `best` and of the `last` epoch; older runs have none.
-        pictures: None where there are none.
+        pictures: of training samples; None where there are none.
+        localised: of evaluated images; None where there are none.
     """
 
     name: str
@@ -38,6 +41,7 @@ class FinishedRun:
     epochs: list[Row]
     tested: dict[str, Row]
     pictures: Pictures | None
+    localised: LocalisedPictures | None
 
     @classmethod
     def read(cls, folder: Path) -> FinishedRun:
@@ -48,7 +52,7 @@ class FinishedRun:
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: is no folder of a finished run ({str(error)[:120]})") from None
         rows = read_metrics(folder / NAME)
-        pictures = folder / "pictures.npz"
+        pictures, localised = folder / "pictures.npz", folder / LOCALISED
         return cls(
             folder.name,
             config,
@@ -57,6 +61,7 @@ class FinishedRun:
             [row for row in rows if row["kind"] not in TRAINING and "at" not in row],
             {row["at"]: row for row in rows if "at" in row},
             Pictures.load(pictures) if pictures.exists() else None,
+            LocalisedPictures.load(localised) if localised.exists() else None,
         )
 
     @property

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import yaml
-from matplotlib.image import imsave
-from numpy.typing import NDArray
 
 from provscale.evaluation import EVALUATORS
 from provscale.files import write_atomically
 from provscale.run.arms import alpha_text, arm_names, differences, value_text
 from provscale.run.charts import Series, chart, swatch
 from provscale.run.finished_run import FinishedRun, Row
-from provscale.run.pictures import gradient_image, mask_image
-from provscale.run.report_style import STYLE
+from provscale.run.report_pictures import localised_pictures, training_pictures
+from provscale.run.report_style import STYLE, table
 
 Runs = dict[str, FinishedRun]
 """Runs by their arm's name, in the page's order."""
@@ -58,7 +53,8 @@ def write_report(path: Path, folders: Sequence[Path], more: str = "") -> None:
         figures(metric_figure(runs, name, alike) for name, alike in distinct(runs, rest).items()),
         figures([training_figure(runs, "loss")]),
         "</details>",
-        pictures(runs),
+        localised_pictures({name: run.localised for name, run in runs.items() if run.localised is not None}),
+        training_pictures({name: run.pictures for name, run in runs.items() if run.pictures is not None}),
         more,
         configs(runs),
     ]
@@ -117,11 +113,6 @@ def legend(runs: Runs) -> str:
         for index, (name, run) in enumerate(runs.items())
     )
     return f"<ul class=legend>{''.join(entries)}</ul>"
-
-
-def table(rows: Iterable[str]) -> str:
-    """A table that scrolls by itself where the screen is narrower."""
-    return f"<div class=scroll tabindex=0><table>{''.join(rows)}</table></div>"
 
 
 def row(name: str, cells: Iterable[str], span: int = 1) -> str:
@@ -209,36 +200,3 @@ def training_figure(runs: Runs, name: str) -> str:
 
 def columns(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in curve], [y for _, y in curve]
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-def pictures(runs: Runs) -> str:
-    """Rows: samples. Columns: input, mask, input gradient of each run. Empty without pictures."""
-    shown = {name: run.pictures for name, run in runs.items() if run.pictures is not None}
-    if not shown:
-        return ""
-    first = next(iter(shown.values()))
-    heads = ["input", "provenance", *(f"gradient: {name}" for name in shown)]
-    rows = [f"<tr>{''.join(f'<th scope=col>{text(head)}</th>' for head in heads)}</tr>"]
-    for index in range(min(len(found.images) for found in shown.values())):
-        cells = [first.images[index], mask_image(first.masks[index])]
-        cells += [gradient_image(found.gradients[index]) for found in shown.values()]
-        name = str(first.names[index])
-        labels = [f"{head} of {name}" for head in heads]
-        images = [f"<td>{image(cell, label)}</td>" for cell, label in zip(cells, labels, strict=True)]
-        rows.append(
-            f"<tr>{''.join(images)}</tr><tr class=soft><td colspan={len(heads)}><small>{text(name)}</small></td></tr>"
-        )
-    return (
-        "<h2>Where the network looks</h2><p>Training samples: input, provenance mask (white = unedited, or from source "
-        "A), and the input gradient of the class logit, each scaled to its own 99th percentile.</p>"
-        + table(rows).replace("<table>", "<table class=pictures>")
-    )
-
-
-def image(pixels: NDArray[np.uint8], label: str) -> str:
-    content = io.BytesIO()
-    imsave(content, pixels, format="png")
-    data = base64.b64encode(content.getvalue()).decode()
-    kind = "class=pixels " if pixels.shape[1] < 100 else ""
-    return f'<img {kind}alt="{text(label)}" src="data:image/png;base64,{data}">'

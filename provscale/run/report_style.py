@@ -1,4 +1,8 @@
-"""The style sheet of reports: light and dark, from a phone's width up."""
+"""What a report looks like: its style sheet, light and dark, from a phone's width up, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 # Of the runs' colours no two look alike to the colour-blind (Okabe and Ito's palette, darker or lighter where the
 # background asks for it).
@@ -23,9 +27,15 @@ td[colspan="2"],th[colspan="2"]{text-align:center}.kind th{font-weight:600;paddi
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem;margin:1rem 0}
 figure{margin:0;min-width:0}
 figure h3{font-size:.95rem;margin:0;overflow-wrap:anywhere}figure svg{width:100%;height:auto}
-.pictures td,.pictures th{text-align:left;vertical-align:bottom;border:0;padding:.15rem .3rem}
-.pictures th[scope=col]{min-width:0;max-width:9rem;font-size:.85rem}
-.pictures img{display:block;width:clamp(5.5rem,18vw,9rem)}.pixels{image-rendering:pixelated}
+.pictures td,.pictures th{text-align:left;vertical-align:top;border:0;padding:.15rem .3rem}
+.pictures th[scope=col]{min-width:0;max-width:9rem;font-size:.85rem;vertical-align:bottom}
+.pictures img{display:block;width:clamp(5.5rem,18vw,9rem);outline:1px solid var(--line)}
+.pixels{image-rendering:pixelated}
 @media(max-width:30rem){td,th{padding:.25rem .4rem}td{white-space:normal}th[scope=col]{min-width:6rem}}
 details{margin:1rem 0}summary{cursor:pointer}pre{padding:1rem;overflow:auto;background:var(--code)}
 """
+
+
+def table(rows: Iterable[str], kind: str = "") -> str:
+    """A table that scrolls by itself where the screen is narrower; `kind` is its class in the style sheet."""
+    return f"<div class=scroll tabindex=0><table{f' class={kind}' if kind else ''}>{''.join(rows)}</table></div>"

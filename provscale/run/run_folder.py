@@ -24,6 +24,8 @@ from provscale.errors import UserError
 from provscale.files import write_atomically
 from provscale.run.checkpoint_folder import Progress, newest_first
 from provscale.run.frozen_config import read_frozen, refuse_changes
+from provscale.run.localised import FILE as LOCALISED
+from provscale.run.localised import LocalisedPictures
 from provscale.run.pictures import Pictures, gradient_image, mask_image
 from provscale.tracking import TRACKERS, TrackedRun
 from provscale.tracking.metrics_file import NAME as METRICS
@@ -144,6 +146,16 @@ class RunFolder:
             for image, mask, gradient in zip(pictures.images, pictures.masks, pictures.gradients, strict=True)
         ]
         self.trackers.images("input | provenance | input gradient", rows, list(pictures.names), step)
+
+    def save_localised(self, shown: LocalisedPictures | None, step: int) -> None:
+        if not self.engine.is_main or shown is None:
+            return
+        shown.save(self.path / LOCALISED)
+        rows = [
+            np.concatenate([shown.found(index), shown.gradient(index)], axis=1) for index in range(len(shown.names))
+        ]
+        names = [name.rsplit("/", 1)[-1] for name in shown.names.tolist()]
+        self.trackers.images("score map and boxes | input gradient", rows, names, step)
 
     def finish(
         self, progress: Progress, splits: DataSplits, tested: dict[str, dict[str, float]], total_parameters: int

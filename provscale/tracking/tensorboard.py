@@ -44,7 +44,7 @@ class TensorBoardTracker(Tracker):
 
     def images(self, name: str, images: list[NDArray[np.uint8]], captions: list[str], step: int) -> None:
         for image, caption in zip(images, captions, strict=True):
-            self.writer.add_image(f"{name}/{caption}", image, step, dataformats="HWC")
+            self.writer.add_image(f"{name}/{caption}", image, self.unsynced(step), dataformats="HWC")
 
     def summary(self, values: dict[str, Any]) -> None:
         table = "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in values.items())

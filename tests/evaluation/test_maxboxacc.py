@@ -217,6 +217,34 @@ class TestHandComputedValues:
         assert [scores[f"maxboxacc/iou{p}"] for p in (30, 50, 70)] == [100.0, 100.0, 0.0]
         assert scores["maxboxacc"] == pytest.approx(200 / 3)
 
+    def test_thresholds_of_validation_are_carried_to_test(self) -> None:
+        """As `naive_best_ious` has it: the threshold with the most images there, the first of equal ones, used here.
+        The images of test, every second, have wider maps, so that another threshold would be best for them."""
+        rows, columns = np.mgrid[:24, :30]
+        images = []
+        for number in range(14):
+            box = (number, 3, number + 12, 17)
+            distance = (columns - number - 5 - number % 3) ** 2 + (rows - 8 - number % 4) ** 2
+            images.append((np.exp(-distance / (2 * (3 + 3 * (number % 2)) ** 2)).astype(np.float32), box))
+        naive = np.array([naive_best_ious(cam, [box], (24, 30)) for cam, box in images])
+        parts, largest = [BoxCounts(), BoxCounts()], []
+        for number, (cam, box) in enumerate(images):
+            parts[number % 2].accumulate(cam, box, (24, 30))
+            largest.append(ious_at_thresholds(resize_scoremap(cam, (24, 30)), np.array([box]))[1] >= 0.5)
+        chosen = parts[0].scores()
+        found = parts[1].scores_at(chosen)
+        expected = []
+        for percent in (30, 50, 70):
+            right = naive >= percent / 100
+            expected.append(100 * right[1::2, int(right[::2].sum(axis=0).argmax())].mean())
+            assert found[f"maxboxacc_at_validation_thresholds/iou{percent}"] == pytest.approx(expected[-1])
+        assert found["maxboxacc_at_validation_thresholds"] == pytest.approx(np.mean(expected))
+        single = np.array(largest)
+        place = int(single[::2].sum(axis=0).argmax())
+        assert found["maxboxacc_v1_at_validation_threshold"] == pytest.approx(100 * single[1::2, place].mean())
+        assert found["maxboxacc_at_validation_thresholds"] < parts[1].scores()["maxboxacc"], "else nothing is tested"
+        assert parts[0].scores_at(chosen)["maxboxacc_at_validation_thresholds"] == pytest.approx(chosen["maxboxacc"])
+
 
 class TestBoxes:
     def test_boxes_scaled_in_float32_truncate_like_exact_ones(self) -> None:

@@ -51,12 +51,12 @@ def test_stopped_while_test_is_evaluated(
     monkeypatch.setenv(OUTCOME, str(tmp_path / "outcome"))
     calls = 0
 
-    def evaluate(*given: Any) -> dict[str, float]:
+    def evaluate(*given: Any, **named: Any) -> dict[str, float]:
         nonlocal calls
         calls += 1
         if calls == after:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*given)
+        return original(*given, **named)
 
     original = final_test.evaluate
     monkeypatch.setattr(final_test, "evaluate", evaluate)
@@ -99,7 +99,9 @@ def test_without_validation_a_run_says_that_it_selects_on_test(
 def test_best_epoch_that_is_the_last_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     original = final_test.evaluate
-    monkeypatch.setattr(final_test, "evaluate", lambda *given: (calls.append(given[2]), original(*given))[1])
+    monkeypatch.setattr(
+        final_test, "evaluate", lambda *given, **named: (calls.append(given[2]), original(*given, **named))[1]
+    )
     run = train(tmp_path, train__epochs=1)
     assert calls == ["test"]
     assert summary(run)["test"]["best"] == summary(run)["test"]["last"]
