@@ -8,6 +8,7 @@ from pathlib import Path
 from provscale.files import write_atomically
 from provscale.paper.alpha_curve import Curve, draw_curves, picture
 from provscale.paper.tables import (
+    HEADER,
     Grid,
     Result,
     Results,
@@ -21,6 +22,11 @@ from provscale.run.charts import Series, swatch
 from provscale.run.report import columns, figure, figures, page, points, row, table, text
 
 TITLE = "Results beside the paper's"
+STYLE = (
+    "<style>body{max-width:96rem}th[scope=col]{min-width:0}td,th{padding:.25rem .55rem}"
+    "@media(min-width:60rem){th[scope=row]{white-space:nowrap}}th[scope=col]:first-child{text-align:left}</style>"
+)
+"""Beside the reports' own: these tables are wider."""
 
 
 def write_tables(folder: Path, results: Results, remarks: Sequence[str] = ()) -> list[Path]:
@@ -39,8 +45,8 @@ def write_tables(folder: Path, results: Results, remarks: Sequence[str] = ()) ->
 
 
 def tables_page(results: Results, remarks: Sequence[str]) -> str:
-    parts = [f"<h1>{TITLE}</h1>", "<p class=soft>Test, with the weights of the epoch that validation chose; mean and "
-             "deviation over seeds. Times are wall times with evaluation on validation.</p>"]  # fmt: skip
+    parts = [STYLE, f"<h1>{TITLE}</h1>", "<p class=soft>Test, with the weights of the epoch that validation chose; "
+             "mean and deviation over seeds. Times are wall times with evaluation on validation.</p>"]  # fmt: skip
     for title, grid in tables(results).items():
         parts += [f"<h2>{text(title)}</h2>", html_table(grid)]
     parts += [f"<ul>{''.join(f'<li>{text(remark)}</li>' for remark in remarks)}</ul>"] * bool(remarks)
@@ -51,6 +57,8 @@ def tables_page(results: Results, remarks: Sequence[str]) -> str:
 
 
 def html_table(grid: Grid) -> str:
+    if grid[0][:2] == HEADER[:2]:  # one column, which stays in sight on a narrow screen
+        grid = [[f"{cells[0]}: {cells[1]}", *cells[2:]] for cells in grid]
     head, *body = grid
     first = f"<tr>{''.join(f'<th scope=col>{text(cell)}</th>' for cell in head)}</tr>"
     return table([first, *(row(text(cells[0]), map(text, cells[1:])) for cells in body)])

@@ -140,7 +140,7 @@ def minus(first: float | None, second: float | None) -> float | None:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-HEADER = ["experiment", "arm", "seeds", "metric", "mean ± deviation (each seed)", "paper", "difference", "best epoch",
+HEADER = ["experiment", "arm", "seeds", "metric", "mean ± deviation (each)", "paper", "difference", "best epoch",
           "paper", "epochs saved", "paper", "s per epoch", "paper", "hours", "paper"]  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def tables(results: Results) -> dict[str, Grid]:
     for row in sorted(records(results), key=lambda row: (row["table"] == NO_TABLE, row["table"] == "Main text")):
         experiment = results[row["experiment"]][row["arm"]].experiment
         if row["metric"] == experiment.metrics[0]:
-            found.setdefault(row["table"], [HEADER]).append(cells(row, experiment.title))
+            found.setdefault(row["table"], [HEADER]).append(cells(row))
     for name, arms in results.items():
         there = [one for one in arms.values() if one.runs]
         more = there[0].experiment.metrics[1:]
@@ -161,10 +161,10 @@ def tables(results: Results) -> dict[str, Grid]:
     return found
 
 
-def cells(row: dict[str, Any], title: str) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     mark = " (best epoch chosen on test)" if "test" in row["selected_on"] else ""
     return [
-        title, row["arm"], ", ".join(map(str, row["seeds"])) or NOTHING, row["metric"],
+        row["experiment"], row["arm"], ", ".join(map(str, row["seeds"])) or NOTHING, row["metric"],
         spread(row["values"]) + mark if row["values"] else MISSING,
         number(row["paper"]), number(row["difference"], "+.1f"),
         number(row["best_epoch"], "g"), number(row["paper_best_epoch"], "g"),

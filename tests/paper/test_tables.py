@@ -105,7 +105,7 @@ def test_the_files_of_the_command(folder: Path, tmp_path: Path, capsys: pytest.C
     sections = dict(part.split("\n", 1) for part in files[".md"].split("### ")[1:])
     assert list(sections)[:4] == ["Table 9", "Table 10", "Main text", "Not in the paper's tables"]
     assert (
-        "| CUB localisation, CutMix, VGG16 | guided | 0, 1 | maxboxacc | 65.7 ± 1.0 (65.0, 66.4) | 65.1 | +0.6 | 13.5 "
+        "| cub_vgg16 | guided | 0, 1 | maxboxacc | 65.7 ± 1.0 (65.0, 66.4) | 65.1 | +0.6 | 13.5 "
         "| 15 | 33.5 | 35 | 144 | 150 | 0.6 | 0.6 |" in sections["Table 9"]
     )
     assert "| alia | - | accuracy | missing | 71.4 | - | - | 15 | - | - | - | - | - | - |" in sections["Table 10"]

@@ -307,6 +307,22 @@ def test_alpha_sweep_as_an_array(cluster: Cluster) -> None:
         assert guided == [alpha > 0] * 3
 
 
+def test_an_experiment_by_jobs(cluster: Cluster) -> None:
+    """`tools.reproduce --slurm`: a job for each run on two nodes; when they have ended nothing is submitted again."""
+    runs = cluster.runs / "reproduced"
+    command = f"{sys.executable} -m tools.reproduce --experiment demo --arm edits guided --seeds 3 --dir {runs}".split()
+    command += ["--slurm=--nodes=2 --gpus-per-node=0 --cpus-per-task=1", *TINY, "--train.max_steps=3"]
+    jobs = dict(re.findall(r"job (\d+): (\S+)", cluster.call(*command)))
+    cluster.jobs += jobs
+    assert sorted(jobs.values()) == ["demo-edits-seed3", "demo-guided-seed3"]
+    for job, name in jobs.items():
+        cluster.ended(job)
+        assert json.loads((runs / name / "summary.json").read_text())["world_size"] == 2, cluster.log(job)
+    assert "job " not in cluster.call(*command)
+    cluster.call(sys.executable, "-m", "tools.report", *map(str, runs.iterdir()), "--tables", str(runs / "tables"))
+    assert "| guided | 3 | worst_group |" in (runs / "tables" / "tables.md").read_text()
+
+
 AGENT = """#!{python}
 # Stands in for wandb's agent, which needs a server: starts one run the way it does, and notes that it was called.
 import os, subprocess, sys
