@@ -17,7 +17,6 @@ from provscale.errors import UserError
 from provscale.guidance.loss import at_least_float32, gradient_of
 from provscale.registry import Registry
 from provscale.sample import Sample
-from provscale.second_derivatives.attention import twice_differentiable_attention
 
 Output = Callable[[nn.Module, Sample], dict[str, Tensor]]
 
@@ -82,10 +81,9 @@ def gradient_of_scores(network: nn.Module, sample: Sample, scores: Callable[[Ten
     inputs = sample.inputs.detach().requires_grad_()
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    # As in training: the derivative is no matter of autocast, and attention is the one whose gradient guidance acts on.
+    # As in training, the derivative is no matter of autocast. Nobody differentiates it again: attention may be fused.
     with torch.enable_grad(), torch.autocast(device, enabled=False):
-        with twice_differentiable_attention():
-            found, _ = run_network(network, inputs, dtype)
+        found, _ = run_network(network, inputs, dtype)
         return gradient_of(scores(found).sum(), inputs, create_graph=False), found
 
 

@@ -7,7 +7,8 @@
 #
 # Each waits for the training to end. If it was stopped (USR1 before the time limit, preemption) or died, SLURM starts the
 # job again and it resumes from its newest checkpoint. Arrays a template may set first: BASELINE, the options of the
-# baseline arm beside guidance.alpha 0; and ENGINE, a launch config by name (ddp, zero2, ... ; launch/ or launch/cpu/).
+# baseline arm beside guidance.alpha 0; ENGINE, a launch config by name (ddp, zero2, ... ; launch/ or launch/cpu/); and
+# WORKERS, data.workers where the config's do not fit the job's CPUs.
 set -u
 if ! [[ -f slurm/site.env ]]; then
   echo "slurm: no slurm/site.env in $PWD; submit from the project's folder: sbatch slurm/NAME.sh" >&2
@@ -90,7 +91,7 @@ train() {
   shift
   rendezvous
   launcher
-  on_nodes "${command[@]}" --cfg "$config" --run.dir "$RUNS" "$@"
+  on_nodes "${command[@]}" --cfg "$config" --run.dir "$RUNS" ${WORKERS:+--data.workers "$WORKERS"} "$@"
 }
 
 agent() {

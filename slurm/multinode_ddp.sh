@@ -7,4 +7,6 @@
 #   sbatch [--nodes=N] slurm/multinode_ddp.sh NAME [guided|baseline] [--key value ...]      NAME as in configs/NAME.yaml
 source slurm/job.sh
 ENGINE=ddp
+# Two CPUs per GPU: one for the training process, one that loads its data meanwhile; none is left over, none shared.
+WORKERS=$((${SLURM_CPUS_PER_TASK:-1} > processes ? SLURM_CPUS_PER_TASK / processes - 1 : 0))
 experiment "${@:?experiment}"

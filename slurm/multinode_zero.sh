@@ -7,4 +7,6 @@
 #   [STAGE=2] sbatch [--nodes=N] slurm/multinode_zero.sh NAME [guided|baseline] [--key value ...]
 source slurm/job.sh
 ENGINE=zero${STAGE:-3}
+# Two CPUs per GPU: one for the training process, one that loads its data meanwhile; none is left over, none shared.
+WORKERS=$((${SLURM_CPUS_PER_TASK:-1} > processes ? SLURM_CPUS_PER_TASK / processes - 1 : 0))
 experiment "${@:?experiment}"

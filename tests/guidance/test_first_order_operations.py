@@ -86,6 +86,10 @@ def test_attention_is_fused_unless_guided() -> None:
             GuidedStep(small_vit(), alpha)(batch)
         assert any("flash" in name for name in unguided)
         assert not any("math" in name for name in unguided)
+    with attention_operations() as predicted:
+        GuidedStep(small_vit(), ALPHA)(sample, outputs=frozenset({"input_gradient", "saliency"}))
+    assert any("flash" in name for name in predicted)
+    assert not any("math" in name for name in predicted)
     with attention_operations() as guided:
         GuidedStep(small_vit(), ALPHA)(sample)
     assert not any("flash" in name or "efficient" in name for name in guided)

@@ -81,7 +81,9 @@ def engine_rows(
             for executor in executors:
                 what = f"engines: {case.backbone}, {label}, {precision}, {executor}"
                 results = budget.take(what, run_case, processes, case, label, executor, precision, rounds)
-                for engine in processes if results else []:
+                if results is None:
+                    continue
+                for engine in processes:
                     times: dict[str, Timing | str] = {
                         arm: found if isinstance(found, str) else summarise(found)
                         for arm, found in results[engine.name].items()
