@@ -135,7 +135,7 @@ def evaluate_weights(
         saved: folder to write score maps to, or None.
         carry: evaluate validation first, so that what metrics choose there is used on test.
     """
-    config = config_of(arguments, *(["validation"] if carry else []), split)
+    config = config_of(arguments, *(("validation",) if carry else ()), split)
     config.model.pretrained = str(weights)
     from provscale.build import build_data, build_network
     from provscale.engine.select import build_evaluation_engine

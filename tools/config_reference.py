@@ -106,7 +106,7 @@ def keys() -> Iterable[str]:
     top = [line(name, field, "") for name, field in sections.items() if not is_dataclass(field.type)]
     yield "## Top level\n\n" + "\n".join([HEADER, *top])
     for section, held in sections.items():
-        if not is_dataclass(held.type):
+        if not (isinstance(held.type, type) and is_dataclass(held.type)):
             continue
         rows = []
         for name, field in options_of(held.type).fields.items():
@@ -140,7 +140,9 @@ def parts() -> Iterable[str]:
 
 def option_lines(section: str, part: Any, options: Options) -> list[str]:
     """A row for each option; its range is what the dataclass says that refuses it, if it can be made of one option."""
-    made = options.group or (part if is_dataclass(part) else None)
+    made: Callable[..., object] | None = options.group or (
+        part if isinstance(part, type) and is_dataclass(part) else None
+    )
     if any(field.default is REQUIRED for field in options.fields.values()):
         made = None
 

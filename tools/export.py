@@ -105,7 +105,7 @@ def write_network(run: Path, summary: dict[str, Any], weights: Path, folder: Pat
         seen: dict[str, Any] = {"input_size": (3, side, side), "crop_pct": 1.0, "crop_mode": "squash"}
         seen |= {key: tuple(summary[key]) for key in ("mean", "std") if summary.get(key)}
         labels = {"label_names": names} if len(names) == num_classes else {}
-        save_for_hf(network, folder, model_config=labels, safe_serialization=True, data_config=seen)
+        save_for_hf(network, str(folder), model_config=labels, safe_serialization=True, data_config=seen)
     else:
         save_file(state, folder / WEIGHTS)
         content = {

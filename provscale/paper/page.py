@@ -46,8 +46,11 @@ def write_tables(folder: Path, results: Results, remarks: Sequence[str] = ()) ->
 
 
 def tables_page(results: Results, remarks: Sequence[str]) -> str:
-    parts = [STYLE, f"<h1>{TITLE}</h1>", "<p class=soft>Test, with the weights of the epoch that validation chose; mean "
-             "and deviation over seeds. Times are wall times with evaluation on validation.</p>"]  # fmt: skip
+    about = (
+        "Test, with the weights of the epoch that validation chose; mean and deviation over seeds. Times are wall times "
+        "with evaluation on validation."
+    )
+    parts = [STYLE, f"<h1>{TITLE}</h1>", f"<p class=soft>{about}</p>"]
     for title, grid in tables(results).items():
         parts += [f"<h2>{text(title)}</h2>", html_table(grid)]
     parts += [f"<ul>{''.join(f'<li>{text(remark)}</li>' for remark in remarks)}</ul>"] * bool(remarks)

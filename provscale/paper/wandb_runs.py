@@ -57,6 +57,7 @@ def finished_run(run: Any) -> FinishedRun:
         # Recorded again when a finished run is started again: the newest counts.
         tested={kind.removeprefix("test_"): rows[kind][-1] for kind in EVALUATIONS[1:] if rows[kind]},
         pictures=None,
+        localised=None,
     )
 
 
