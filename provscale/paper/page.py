@@ -47,8 +47,8 @@ def write_tables(folder: Path, results: Results, remarks: Sequence[str] = ()) ->
 
 def tables_page(results: Results, remarks: Sequence[str]) -> str:
     about = (
-        "Test, with the weights of the epoch that validation chose; mean and deviation over seeds. Times are wall times "
-        "with evaluation on validation."
+        "Test, with the weights of the epoch that validation chose; mean and deviation over seeds. Times are wall "
+        "times with evaluation on validation."
     )
     parts = [STYLE, f"<h1>{TITLE}</h1>", f"<p class=soft>{about}</p>"]
     for title, grid in tables(results).items():
