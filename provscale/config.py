@@ -35,7 +35,8 @@ class DataConfig:
     """Data set and batches.
 
     Args:
-        name: digits, imagefolder, cub, waterbirds, iwildcam, ucf101_24, planted_actions or another registered data set.
+        name: digits, imagefolder, cub, cub_classification, waterbirds, iwildcam, ucf101_24, planted_actions or another
+            registered data set.
         root: its folder; not needed for embedded data.
         batch_size: global batch of one optimizer step, divided over processes and accumulation.
         workers: loader processes for each training process.
