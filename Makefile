@@ -67,6 +67,7 @@ benchmark: install
 	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark --quick --parts memory --labels soft --doc docs/benchmarks/README.md
 	OMP_NUM_THREADS=1 $(RUN)/python -m tools.benchmark.profile_step --device cpu --batch vgg16=4 deit=16 resnet50=16 \
 		--doc docs/benchmarks/README.md
+	$(RUN)/python -m tools.benchmark.bf16 --doc docs/benchmarks/README.md
 	$(RUN)/python -m tools.benchmark.loader --doc docs/benchmarks/README.md
 
 # The same on a GPU, at Table 8's sizes, in two runs of less than ten minutes each on one GPU, without network once

@@ -133,6 +133,8 @@ class TrainConfig:
         accumulation: micro-batches of one optimizer step on each process.
         self_check: compare the prepared step with an unwrapped copy before training.
         checkpoint_activations: recompute each block's activations instead of keeping them: less memory, more time.
+        reduction: fp32, or bf16: DDP sends gradients between processes in bf16, which halves the bytes and rounds each
+            to 8 bits; for nodes with a slow network between them.
         tf32: what may round FP32 operands to TF32 on a GPU: none, convolutions (PyTorch's default) or all (matrix
             products too).
         cudnn_benchmark: try cuDNN's convolution algorithms on each new shape and keep the fastest. The choice, and so
@@ -145,6 +147,7 @@ class TrainConfig:
     accumulation: int = 1
     self_check: bool = True
     checkpoint_activations: bool = False
+    reduction: Literal["fp32", "bf16"] = "fp32"
     tf32: Literal["none", "convolutions", "all"] = "convolutions"
     cudnn_benchmark: bool = True
 

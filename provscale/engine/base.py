@@ -24,6 +24,7 @@ from accelerate.utils import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 
 from provscale.config import Config
 from provscale.errors import UserError
@@ -60,6 +61,11 @@ class Engine:
         ]
         if not torch.cuda.is_available() and "WORLD_SIZE" in os.environ:
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        if config.train.reduction != "fp32" and self.name != "ddp":
+            raise UserError(
+                f"train.reduction: is {config.train.reduction}, which only DDP can do, but the launch config asks for "
+                f"{self.name}; set it to fp32, or use launch/ddp.yaml"
+            )
         # Precision is the step's own business (autocast inside it), so engines do not change numbers.
         self.accelerator = Accelerator(
             mixed_precision="no",
@@ -71,6 +77,7 @@ class Engine:
         self.config = config
         self.prepared: Any = None
         self.optimizer: Any = None
+        self.reduces_exactly = False
 
     def accelerator_arguments(self) -> dict[str, Any]:
         return {"cpu": not torch.cuda.is_available()}
@@ -100,6 +107,16 @@ class Engine:
             # PyTorch suggests another argument instead of `broadcast_buffers`, which Accelerate cannot pass on.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
             self.prepared, self.optimizer = self.accelerator.prepare(step, optimizer)
+        if self.config.train.reduction == "bf16" and self.world_size > 1:
+            # DDP reads a hook's annotations, and those of a method are text here.
+            self.prepared.register_comm_hook(None, lambda state, bucket: self.reduce_in_bf16(bucket))
+
+    def reduce_in_bf16(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """DDP's hook: the mean of one bucket of gradients over processes, sent in bf16, but exact in `gradient_of`."""
+        hook = allreduce_hook if self.reduces_exactly else bf16_compress_hook
+        everyone = dist.group.WORLD
+        assert everyone is not None  # DDP has been made
+        return hook(everyone, bucket)
 
     def prepare_for_evaluation(self, step: GuidedStep) -> None:
         """Takes a step that only predicts: each process holds the whole network, and there is no optimizer."""
@@ -128,7 +145,7 @@ class Engine:
 
         Args:
             skip: FP32 scalar on the device; where it is 1, parameters and optimizer state stay as they are. The host
-                does not wait for it: fused optimizers look themselves, others ignore it.
+                does not wait for it: fused optimizers look themselves, others ignore it (but see FSDP2).
         """
         self.leave_out(skip)
         if self.accelerator.sync_gradients and self.config.optim.clip_norm is not None:
@@ -148,8 +165,11 @@ class Engine:
             optimizer.found_inf = skip
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:
-        """The gradient, averaged over processes, that the optimizer would get for one parameter of the network."""
+        """The gradient, averaged over processes, that the optimizer would get for one parameter of the network; without
+        the rounding of `train.reduction`."""
+        self.reduces_exactly = True
         self.accelerator.backward(self.losses(sample)["loss"])
+        self.reduces_exactly = False
         gradient = self.network.get_parameter(name).grad
         assert gradient is not None
         gradient = gradient.detach().clone() * self.config.train.accumulation

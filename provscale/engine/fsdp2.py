@@ -8,7 +8,8 @@ step; parameters, gradients and optimizer state are sharded in between.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,37 @@ class FSDP2Engine(Engine):
             return
         if self.config.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.step.parameters(), self.config.optim.clip_norm)
-        self.optimizer.step()
+        with self.put_back(skip):
+            self.optimizer.step()
         self.optimizer.zero_grad()
+
+    @contextmanager
+    def put_back(self, skip: Tensor | None) -> Iterator[None]:
+        """Where `skip` is 1, what SGD does inside is undone by the device; the host does not wait.
+
+        Fused optimizers look at `skip` themselves, but fused SGD knows no sharded tensors. It costs a copy of this
+        process's shards and of their momentum.
+        """
+        if skip is None or not isinstance(self.optimizer, torch.optim.SGD):
+            yield
+            return
+        before = {key: shard.clone() for key, shard in self.shards().items()}
+        yield
+        leave_out = skip.bool()
+        for key, shard in self.shards().items():
+            # Momentum that has just begun was nothing before.
+            shard.copy_(torch.where(leave_out, before.get(key, torch.zeros_like(shard)), shard))
+
+    def shards(self) -> dict[tuple[int, str], Tensor]:
+        """This process's pieces of parameters and momentum, each the optimizer's own memory."""
+        found = {}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in enumerate(parameters):
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            for name, value in (("parameter", parameter), ("momentum", momentum)):
+                if value is not None:
+                    found[number, name] = value.detach().to_local()
+        return found
 
     def gradient_of(self, sample: Sample, name: str) -> Tensor:
         self.losses(sample)["loss"].backward()

@@ -122,6 +122,26 @@ def test_deepspeeds_default_clipping_would_be_noticed(engine: str) -> None:
     assert difference(result(engine, "default_clipping")["clipped"], result("one", "parity")["cnn", 1, 1]) > 1e-3
 
 
+def test_fsdp2_leaves_an_update_out_where_the_flag_is_one() -> None:
+    """SGD with momentum, which has no fused form for sharded tensors; also as the first update, before any momentum."""
+    found, expected = map(trained, result("fsdp2", "skipped"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_gradients_reduced_in_bf16_are_rounded_and_no_more() -> None:
+    """Each process's gradient is rounded to 8 bits (2^-9 relative), and so is their mean."""
+    networks = {name: trained(network) for name, network in result("ddp", "reduced").items()}
+    before, exact, rounded = (
+        torch.cat([value.flatten() for value in networks[name].values()]) for name in ("before", "fp32", "bf16")
+    )
+    assert 2**-12 < float((rounded - exact).norm() / (exact - before).norm()) < 2**-8
+
+
+@pytest.mark.parametrize("engine", SHARDED)
+def test_only_ddp_reduces_in_bf16(engine: str) -> None:
+    assert result(engine, "refusals")["reduction"].startswith("train.reduction: is bf16, which only DDP can do")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_resume_in_the_middle_is_bit_identical(engine: str) -> None:
     runs = finished(engine) / "runs"

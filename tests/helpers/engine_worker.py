@@ -225,7 +225,42 @@ def refusals() -> dict[str, str]:
         engine.prepare(GuidedStep(network, 0.0), torch.optim.Adafactor(network.parameters()))
     except UserError as error:
         messages["optimizer"] = str(error)
+    if engine.name != "ddp":
+        config.train.reduction = "bf16"
+        try:
+            build_engine(config)
+        except UserError as error:
+            messages["reduction"] = str(error)
     return messages
+
+
+def skipped() -> list[dict[str, Tensor]]:
+    """The network after two steps of SGD, with two beside them that are left out for their NaN, and without."""
+    networks = []
+    for flags in ((1.0, 0.0, 1.0, 0.0), (0.0, 0.0)):
+        engine = start(configure("cnn", 1), small_cnn())
+        for flag in flags:
+            engine.backward(engine.losses(training_set("cnn", 1)[:4])["loss"])
+            for parameter in engine.step.parameters():
+                parameter.grad.mul_(float("nan") if flag else 1.0)
+            engine.update(skip=torch.tensor(flag))
+        networks.append(engine.network_state())
+    return networks
+
+
+def reduced() -> dict[str, dict[str, Tensor]]:
+    """The network before a step and after it, with gradients that travel in FP32 and in bf16; self-checked."""
+    networks = {}
+    for reduction in ("fp32", "bf16"):
+        config = configure("vit", 1)
+        config.train.reduction = reduction  # type: ignore[assignment]
+        data = training_set("vit", 2)
+        engine = start(config, small_vit(), check=data[:4])
+        networks["before"] = engine.network_state()
+        engine.backward(engine.losses(data[4 * engine.rank : 4 * engine.rank + 4])["loss"])
+        engine.update()
+        networks[reduction] = engine.network_state()
+    return networks
 
 
 def state() -> dict[str, Any]:
