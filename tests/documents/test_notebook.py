@@ -29,7 +29,7 @@ def test_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         code = code.replace(whole, less)
     names: dict[str, object] = {"__name__": "__main__"}
     exec(compile(code, "provscale.ipynb", "exec"), names)
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["notebook-alpha-0", "notebook-alpha-3"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["notebook-alpha-0", "notebook-alpha-1"]
     assert (
         len(re.findall(r"worst group +[\d.]+ %   accuracy +[\d.]+ %   outside +[\d.]+ %", capsys.readouterr().out)) == 2
     )
