@@ -55,7 +55,7 @@ def weight_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_losses_and_parameters_equal_one_process(engine: str) -> None:
-    """Five networks, two with two losses of their own, hard and soft labels, SGD and AdamW, rates that change every
+    """Six networks, two with two losses of their own, hard and soft labels, SGD and AdamW, rates that change every
     step, with and without accumulation.
 
     The reference is one process that accumulates over the same chunks.

@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from networks import CLASSES, losses_of_its_own, random_sample, small_cnn, small_sat, small_vit
+from networks import CLASSES, losses_of_its_own, random_sample, small_cnn, small_sat, small_vgg_cam, small_vit
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -64,10 +64,10 @@ def skeleton() -> nn.Module:
 # `parity` predicts with the last one.
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "own losses": losses_of_its_own, "cnn": small_cnn, "vit": small_vit,
-    "sat": lambda: small_sat(drop_path_rate=0.0), "skeleton": skeleton,
+    "sat": lambda: small_sat(drop_path_rate=0.0), "vgg cam": small_vgg_cam, "skeleton": skeleton,
 }  # fmt: skip
 CASES = [(model, targets, accumulation) for model in MODELS for targets in (1, 2) for accumulation in (1, 2)
-         if model != "sat" or targets == 2]  # fmt: skip
+         if model not in ("sat", "vgg cam") or targets == 2]  # fmt: skip
 
 
 def training_set(model: str, targets: int, size: int = STEPS * BATCH) -> Sample:

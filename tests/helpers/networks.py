@@ -9,8 +9,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.models import vgg
 
-from provscale.models import DeiTSmallSAT
+from provscale.models import VGG16CAM, DeiTSmallSAT
 from provscale.sample import Sample
 
 # Tests run side by side on shared machines, where a second thread costs more than it brings (`make test-kernels` asks
@@ -47,6 +48,20 @@ def small_sat(**options: Any) -> DeiTSmallSAT:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+    return network
+
+
+def small_vgg_cam() -> VGG16CAM:
+    """`vgg16_cam` with a sixteenth of its channels; 2 x 2 cells of 32 x 32 pixels."""
+    torch.manual_seed(0)
+    network = VGG16CAM(CLASSES)
+    network.features = vgg.make_layers(
+        [width if isinstance(width, str) else width // 16 for width in vgg.cfgs["D"][:-1]]
+    )
+    network.conv6, network.fc = nn.Conv2d(32, 64, kernel_size=3, padding=1), nn.Linear(64, CLASSES)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from cub_folder import make_cub
+from listed_folders import make_waterbirds
 from paths import ROOT
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
@@ -67,10 +69,17 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
-    def submit(self, script: str, *words: str, options: tuple[str, ...] = (), env: dict[str, str] | None = None) -> str:
+    def submit(
+        self,
+        script: str,
+        *words: str,
+        options: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        tiny: list[str] = TINY,
+    ) -> str:
         """sbatch slurm/SCRIPT WORDS..., the tiny model's options before the words that are keys. Returns its number."""
         split = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
-        arguments = [*words[:split], *TINY, "--run.dir", str(self.runs), *words[split:]]
+        arguments = [*words[:split], *tiny, "--run.dir", str(self.runs), *words[split:]]
         job = self.call("sbatch", "--parsable", *options, f"slurm/{script}", *arguments, **(env or {}))
         self.jobs.append(job)
         return job
@@ -362,3 +371,39 @@ def test_zero_on_two_nodes(cluster: Cluster) -> None:
     cluster.ended(job)
     summary = json.loads((cluster.runs / "zero" / "summary.json").read_text())
     assert (summary["engine"], summary["world_size"], summary["steps"]) == ("zero2", 2, 3), cluster.log(job)
+
+
+TEMPLATES = ("cub_vgg16_cutmix", "cub_vgg16_cutmix_baseline", "cub_deit_s_cutmix", "waterbirds_resnet50_alia",
+             "iwildcam_resnet50_alia")  # fmt: skip
+TWO_NODES = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1")
+SMALL = ["--data.image_size", "32", "--data.workers", "0", "--data.batch_size", "4", "--model.pretrained", "none",
+         "--train.max_steps", "1", "--train.self_check", "false", "--tracking.images", "0",
+         "--tracking.wandb", "disabled"]  # fmt: skip
+
+
+def test_columns_of_table_8(cluster: Cluster) -> None:
+    """Both arms of a localisation template as an array, and an arm of one on edits, from images on disk. SLURM accepts
+    the others; which arm each of their tasks is, tests/test_table8.py says."""
+    for name in TEMPLATES:
+        cluster.call("sbatch", "--test-only", *TWO_NODES, f"slurm/{name}.sh")
+    birds, places = make_cub(cluster.runs.parent / "cub"), cluster.runs.parent / "waterbirds"
+    make_waterbirds(places)
+    sat = "{img_size: 32, embed_dim: 24, depth: 3, num_heads: 3}"
+    jobs = [
+        cluster.submit("cub_deit_s_cutmix.sh", "--data.root", str(birds), "--model.options", sat,
+                       "--synthesis.probability", "1", options=("--array=0-1", *TWO_NODES), tiny=SMALL),
+        cluster.submit("waterbirds_resnet50_alia.sh", "alia", "--data.root", str(places), "--model.name", "test_resnet",
+                       "--synthesis.added", "null", options=TWO_NODES, tiny=SMALL),
+    ]  # fmt: skip
+    for job in jobs:
+        cluster.ended(job)
+    assert [cluster.log(job).count("slurm: finished") for job in jobs] == [2, 1], [cluster.log(job) for job in jobs]
+    for run, guided in (
+        ("cub_deit_s_cutmix-guided-0", True),
+        ("cub_deit_s_cutmix-baseline-0", False),
+        ("waterbirds_resnet50_alia-alia", False),
+    ):
+        assert json.loads((cluster.runs / run / "summary.json").read_text())["world_size"] == 2
+        rows = read_rows(cluster.runs / run)
+        assert [row["loss_guidance"] > 0 for row in rows if row["kind"] == "train"] == [guided]
+        assert {row["at"] for row in rows if row["kind"] == "test"} == {"best", "last"}
