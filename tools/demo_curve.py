@@ -24,14 +24,15 @@ from matplotlib.figure import Figure
 from provscale.errors import UserError, reported
 from provscale.files import update_document, write_atomically
 from provscale.paper.alpha_curve import STYLES, draw_curves, picture
+from provscale.run.frozen_config import read_frozen
 from provscale.tracking.metrics_file import read_metrics
 from tools.demo_runs import LABELS, ROOT, TASKS, chosen_tasks, common_words, train_all, values_text
 
 DOCS = ROOT / "docs"
 TITLE = "The curve over alpha, measured before"
 Curves = dict[str, Any]
-"""`seeds`: list; `metric`; `baseline`: its arm's name; `without`: the metric per seed of this arm; `provenance`,
-`random`, `none`: the same by alpha, as text."""
+"""`seeds`: list; `network`; `metric`; `baseline`: its arm's name; `without`: the metric per seed of this arm;
+`provenance`, `random`, `none`: the same by alpha, as text."""
 
 
 def measure(name: str, task: dict[str, Any], seeds: Sequence[int], folder: Path, jobs: int) -> Curves:
@@ -44,7 +45,9 @@ def measure(name: str, task: dict[str, Any], seeds: Sequence[int], folder: Path,
         arms += [(f"{mask} {alpha:g}", [*guided, str(alpha)]) for alpha in alphas]
     runs = train_all(f"{name}-alpha", arms, seeds, folder, jobs)
     values = {arm: [last_validation(run, metric) for run in paths] for arm, paths in runs.items()}
-    curves: Curves = {"seeds": list(seeds), "metric": metric, "baseline": baseline, "without": values[baseline]}
+    network = read_frozen(runs[baseline][0] / "config.yaml")["model"]["name"]
+    curves: Curves = {"seeds": list(seeds), "network": network, "metric": metric, "baseline": baseline}
+    curves["without"] = values[baseline]
     return curves | {mask: {f"{alpha:g}": values[f"{mask} {alpha:g}"] for alpha in alphas} for mask in STYLES}
 
 
@@ -87,7 +90,7 @@ def draw(curves: Curves) -> Figure:
 def section(curves: Curves) -> str:
     """The picture as a section of a report, HTML that loads nothing."""
     caption = f"{LABELS[curves['metric']]}, over alpha, with the right mask, a random mask and no mask"
-    return f"<h2>{TITLE}</h2>{picture(draw(curves), caption)}"
+    return f"<h2>{TITLE}, with {curves['network']}</h2>{picture(draw(curves), caption)}"
 
 
 def main() -> int:

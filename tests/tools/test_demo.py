@@ -153,6 +153,7 @@ def test_runs_beside_each_other_are_kept_apart(burning: Path) -> None:
 
 CURVES: dict[str, Any] = {
     "seeds": [0, 1],
+    "network": "plain_cnn",
     "metric": "worst_group",
     "baseline": "edits",
     "without": [50.0, 60.0],
@@ -197,12 +198,14 @@ def test_the_curve_is_read_from_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 rows = [("train", 0), ("validation", 99), ("validation", 10 * number + seed), ("test", 77)]
                 text = [json.dumps({"kind": kind, "accuracy": value}) + "\n" for kind, value in rows]
                 (run / "metrics.jsonl").write_text("".join(text))
+                (run / "config.yaml").write_text(parse(words).to_yaml())
         return runs
 
     monkeypatch.setattr(demo_curve, "train_all", trained)
     task = {"config": "demo", "metrics": ["accuracy"], "curve": {"baseline": "plain", "alphas": [0.5, 2]}}
     assert demo_curve.measure("x", task, [4, 5], tmp_path, 1) == {
         "seeds": [4, 5],
+        "network": "plain_cnn",
         "metric": "accuracy",
         "baseline": "plain",
         "without": [4, 5],
