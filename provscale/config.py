@@ -62,7 +62,7 @@ class ModelConfig:
     """Network.
 
     Args:
-        name: vgg16_cam, deit_small_sat, skp, stgcn, posec3d or another registered model, or any timm model.
+        name: vgg16_cam, deit_small_sat, skp, stgcn, posec3d, plain_cnn or another registered model, or any timm model.
         pretrained: none, package (weights of an installed package), hub (timm's download) or a path (.safetensors,
             a PyTorch state dict, or a folder that tools/export.py wrote).
         channels_last: store convolutions' weights with channels last: the same numbers within rounding, for tensor

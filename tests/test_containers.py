@@ -59,12 +59,12 @@ def test_both_are_the_same_image() -> None:
 
 
 def test_installs_the_tested_versions_and_what_users_need() -> None:
-    """Every extra but those for developers, OpenMMLab (a tool of its own) and the one that few need."""
+    """Every extra but those for developers, OpenMMLab (a tool of its own) and those that few need."""
     assert subprocess.run(["sh", "-n", CONTAINERS / "install.sh"], check=False).returncode == 0
     found = re.search(r'pip install .*--constraint constraints\.txt "\.\[(.*)\]"', INSTALL)
     assert found is not None
     extras = set(found.group(1).split(","))
-    assert set(PROJECT["optional-dependencies"]) - extras == {"dev", "skeleton", "puzzlemix"}
+    assert set(PROJECT["optional-dependencies"]) - extras == {"dev", "edit", "skeleton", "puzzlemix"}
     textures = re.search(r"--no-deps (vpython==\S+)", INSTALL)
     assert textures is not None
     assert textures.group(1) in (ROOT / "Makefile").read_text()

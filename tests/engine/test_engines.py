@@ -211,7 +211,7 @@ def test_test_metrics_are_those_of_the_weight_files(engine: str, capsys: pytest.
     run = finished(engine) / "runs" / "whole"
     for at, weights in (("best", "best"), ("last", "final")):
         words = ["--cfg", str(run / "config.yaml"), "--weights", str(run / "checkpoints" / f"{weights}.safetensors")]
-        assert evaluate_entry.main([*words, "--json"]) == 0
+        assert evaluate_entry.main([*words, "--carry-thresholds", "--json"]) == 0
         expected = json.loads((run / "summary.json").read_text())["test"][at]
         assert json.loads(capsys.readouterr().out) == pytest.approx(expected)
 

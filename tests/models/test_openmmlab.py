@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from provscale.data.skeletons.hrnet import installed
+from provscale import openmmlab
 from provscale.errors import UserError
 from provscale.guidance.step import GuidedStep
 from provscale.models import MODELS
@@ -20,7 +20,7 @@ from provscale.models.openmmlab import KEYPOINTS, PoseC3D, heatmap_volume
 from provscale.sample import Sample
 
 needs_openmmlab = pytest.mark.skipif(
-    bool(installed.missing_modules()), reason="OpenMMLab is not installed; run tools/install_openmmlab.sh"
+    bool(openmmlab.missing_modules()), reason="OpenMMLab is not installed; run tools/install_openmmlab.sh"
 )
 CLASSES, ALPHA = 3, 0.3
 SMALL: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def build(name: str) -> nn.Module:
 
 
 def test_names_are_known_without_openmmlab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "MODULES", ("mmaction_that_is_not_there",))
+    monkeypatch.setattr(openmmlab, "MODULES", ("mmaction_that_is_not_there",))
     for name in SMALL:
         with pytest.raises(
             UserError, match=rf"model\.name: {name}: needs OpenMMLab .* run bash tools/install_openmmlab"
@@ -54,7 +54,7 @@ def test_names_are_known_without_openmmlab(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_importing_the_models_does_not_import_openmmlab() -> None:
-    names = set(installed.MODULES)
+    names = set(openmmlab.MODULES)
     code = f"import sys, provscale.models.openmmlab; sys.exit(bool({names} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 

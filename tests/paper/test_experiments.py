@@ -36,10 +36,10 @@ def test_arms_by_name() -> None:
     experiment = EXPERIMENTS["demo"]
     assert [arm.name for arm in experiment.chosen(["random", "guided"])] == ["random", "guided"]
     assert [arm.name for arm in experiment.chosen(["guided", "alpha"])] == [
-        "guided", "edits", "alpha-0.3", "alpha-1", "alpha-10",
+        "guided", "edits", "alpha-0.3", "alpha-3", "alpha-10",
     ]  # fmt: skip
     assert {alpha: arm.name for alpha, arm in experiment.curve.items()} == {
-        0: "edits", 0.3: "alpha-0.3", 1: "alpha-1", 3: "guided", 10: "alpha-10",
+        0: "edits", 0.3: "alpha-0.3", 1: "guided", 3: "alpha-3", 10: "alpha-10",
     }  # fmt: skip
     assert len(experiment.chosen([])) == len(experiment.arms)
     with pytest.raises(

@@ -234,14 +234,14 @@ def test_wandb_cannot_be_reached(
 
 def test_curve_over_alpha_is_of_validation(tmp_path: Path) -> None:
     """10 below test in these folders; a baseline with the same epochs is the point at 0."""
-    for arm, seed, value in (("edits", 0, 50.0), ("alpha-1", 0, 60.0), ("alpha-1", 1, 62.0), ("guided", 0, 70.0)):
+    for arm, seed, value in (("edits", 0, 50.0), ("alpha-3", 0, 60.0), ("alpha-3", 1, 62.0), ("guided", 0, 70.0)):
         finished(tmp_path, "demo", arm, seed, 4, value)
     runs = [FinishedRun.read(path) for path in tmp_path.iterdir()]
     arms = gather(runs, [experiment_of("demo")])[0]["demo"]
-    assert alpha_curve(arms) == ({"1": [50.0, 52.0], "3": [60.0]}, [40.0])
+    assert alpha_curve(arms) == ({"1": [60.0], "3": [50.0, 52.0]}, [40.0])
     assert 'alt="worst_group, % (validation), over alpha" src="data:image/png;base64,' in alpha_picture(arms)
-    del arms["alpha-1"]
-    arms["alpha-1"] = type(arms["guided"])(experiment_of("demo"), arms["guided"].arm, ())
+    del arms["alpha-3"]
+    arms["alpha-3"] = type(arms["guided"])(experiment_of("demo"), arms["guided"].arm, ())
     assert alpha_picture(arms) == ""
 
 

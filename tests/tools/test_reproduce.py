@@ -62,16 +62,16 @@ def test_an_experiment_from_plan_to_table(
     trained.clear()
     assert reproduce.main([*words, "--arm", "guided", "alpha", "none"]) == 0
     assert set(trained) == {
-        f"demo-{arm}-seed{seed}" for seed in (0, 1) for arm in ("alpha-0.3", "alpha-1", "alpha-10", "none")
+        f"demo-{arm}-seed{seed}" for seed in (0, 1) for arm in ("alpha-0.3", "alpha-3", "alpha-10", "none")
     }
     out = capsys.readouterr().out
     assert "| guided | 0, 1 finished | 0 | 0 | 0 | 0 |" in out
     # Test: 53 and 63, deviation sqrt(50); validation 10 lower.
     table = page.read_text().split("<!-- measured demo -->")[1].split("<!-- /measured demo -->")[0]
     for text in (table, (tmp_path / "runs" / "results-demo" / "tables.md").read_text()):
-        assert "| guided | 0, 1 | worst_group | 58.0 ± 7.1 (53.0, 63.0) | - | - | 4 | - | 0 | - | 5 |" in text
+        assert "| guided | 0, 1 | worst_group | 56.0 ± 7.1 (51.0, 61.0) | - | - | 4 | - | 0 | - | 5 |" in text
         assert "| random | - | worst_group | missing |" in text
-        assert "optim.lr 0.003 instead of 0.004" in text
+        assert "optim.lr 0.003 instead of 0.006" in text
     assert "| alpha | worst_group, % (validation) |" in table
     assert "| 0 | 45.0 ± 7.1 (40.0, 50.0) |\n| 0.3 | 45.3 ± 7.1 (40.3, 50.3) |" in table
     assert "](images/reproduce_demo_alpha.svg)" in table
@@ -89,7 +89,7 @@ def test_one_failure_stops_no_other_run(trained: list[str], tmp_path: Path, caps
     assert reproduce.main(words) == 2
     assert sorted(trained) == [f"demo-{arm}-seed{seed}" for arm in ("none", "random") for seed in (0, 1)]
     out, error = capsys.readouterr()
-    assert "| none | 0, 1 | worst_group | 58.0 ± 7.1 (53.0, 63.0) |" in out
+    assert "| none | 0, 1 | worst_group | 56.0 ± 7.1 (51.0, 61.0) |" in out
     assert "2 of 4 runs failed: demo-random-seed0: training failed; demo-random-seed1: training failed" in error
 
 

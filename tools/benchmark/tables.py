@@ -109,7 +109,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             if ratio is None or isinstance(timing, str):
                 continue
             scale = ratio / timing.median
-            spread = [[ratio - scale * timing.low], [scale * timing.high - ratio]]
+            spread = [[scale * (timing.median - timing.low)], [scale * (timing.high - timing.median)]]
             axes.barh(place + shift, ratio, 0.38, xerr=spread, color=colour)
         axes.plot([row.floor] * 2, [place - 0.45, place + 0.45], color="#c0392b", linewidth=2)
     axes.set_yticks(range(len(rows)), [f"{row.backbone}\n{row.label}, {row.executor}" for row in rows], fontsize=8)

@@ -18,11 +18,11 @@ from rendered_clips import FRAMES, NAME, box, dots, main, write_boxes, write_fra
 from torch import Tensor
 
 from provscale.data.skeletons.clips import read_skeletons
-from provscale.data.skeletons.hrnet import installed
+from provscale import openmmlab
 from provscale.data.skeletons.pickles import load_pickle
 
 pytestmark = pytest.mark.skipif(
-    bool(installed.missing_modules()), reason="OpenMMLab is not installed; run tools/install_openmmlab.sh"
+    bool(openmmlab.missing_modules()), reason="OpenMMLab is not installed; run tools/install_openmmlab.sh"
 )
 
 

@@ -14,7 +14,7 @@ from rendered_clips import FRAMES, NAME, draw, main, write_frames, write_video
 from torch import Tensor, nn
 
 from provscale.data.skeletons.hrnet import boxes as boxes_module
-from provscale.data.skeletons.hrnet import installed
+from provscale import openmmlab
 from provscale.data.skeletons.hrnet.boxes import Detector, FileBoxes
 from provscale.data.skeletons.hrnet.extract import Settings
 from provscale.data.skeletons.hrnet.videos import Video, find_videos, read_frames
@@ -168,7 +168,7 @@ def test_named_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_without_openmmlab_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(installed, "MODULES", ("mmpose_that_is_not_there", "torch"))
+    monkeypatch.setattr(openmmlab, "MODULES", ("mmpose_that_is_not_there", "torch"))
     assert main(["x.avi", "--out", str(tmp_path / "out.pkl"), "--weights", "w.pth"]) == 2
     error = capsys.readouterr().err
     assert "needs OpenMMLab (mmpose_that_is_not_there not installed); run bash tools/install_openmmlab.sh" in error
@@ -197,7 +197,7 @@ def test_bad_arguments(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr(installed, "MODULES", ())
+    monkeypatch.setattr(openmmlab, "MODULES", ())
     there = tmp_path / "there.pth"
     there.write_bytes(b"x")
     assert main(["x.avi", "--out", str(tmp_path / "out.pkl"), *(a.format(there) for a in arguments)]) == 2
