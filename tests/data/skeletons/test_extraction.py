@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from rendered_clips import FRAMES, NAME, box, dots, main, write_boxes, write_frames, write_video
 from torch import Tensor
 
-from provscale.data.skeletons.clips import read_skeletons
 from provscale import openmmlab
+from provscale.data.skeletons.clips import read_skeletons
 from provscale.data.skeletons.pickles import load_pickle
 
 pytestmark = pytest.mark.skipif(

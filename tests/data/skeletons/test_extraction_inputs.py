@@ -13,8 +13,8 @@ import torch
 from rendered_clips import FRAMES, NAME, draw, main, write_frames, write_video
 from torch import Tensor, nn
 
-from provscale.data.skeletons.hrnet import boxes as boxes_module
 from provscale import openmmlab
+from provscale.data.skeletons.hrnet import boxes as boxes_module
 from provscale.data.skeletons.hrnet.boxes import Detector, FileBoxes
 from provscale.data.skeletons.hrnet.extract import Settings
 from provscale.data.skeletons.hrnet.videos import Video, find_videos, read_frames
