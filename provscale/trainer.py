@@ -248,8 +248,9 @@ class Trainer:
     def mixes(self, epoch: int, step: int) -> bool:
         """Whether a mixing synthesis mixes this batch: one decision per global batch, as in CutMix's own training."""
         options = self.config.synthesis
-        drawn = numpy_generator(self.config.seed, epoch, "mixes", step).uniform()
-        return epoch >= options.start_epoch and drawn < options.probability
+        if epoch < options.start_epoch:
+            return False
+        return numpy_generator(self.config.seed, epoch, "mixes", step).uniform() < options.probability
 
     def may_guide(self, epoch: int, step: int) -> bool:
         """Whether a step of an epoch has synthetic samples; with edits any may."""

@@ -20,9 +20,8 @@ import yaml
 
 from provscale.errors import reported
 from provscale.files import update_document
-from provscale.tracking.metrics_file import read_metrics
 from tools.benchmark.arms import costs
-from tools.demo_runs import LABELS, ROOT, Arm, common_words, summary, train_all, values_text
+from tools.demo_runs import LABELS, ROOT, Arm, common_words, last_validation, summary, train_all, values_text
 
 TASKS = ROOT / "configs" / "comparison_tasks.yaml"
 Runs = dict[str, list[Path]]
@@ -42,11 +41,6 @@ def exploratory_arms(task: Task) -> list[Arm]:
     """The baseline, and every other arm at each of its alphas."""
     tried = [(name, alpha) for name, alphas in task["alphas"].items() for alpha in alphas]
     return [(f"{name} {alpha:g}", words_of(task, name, alpha)) for name, alpha in [(baseline(task), 0.0), *tried]]
-
-
-def last_validation(run: Path, metric: str) -> float:
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
-    return float(rows[-1][metric])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

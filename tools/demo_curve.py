@@ -25,8 +25,16 @@ from provscale.errors import UserError, reported
 from provscale.files import update_document, write_atomically
 from provscale.paper.alpha_curve import STYLES, draw_curves, picture
 from provscale.run.frozen_config import read_frozen
-from provscale.tracking.metrics_file import read_metrics
-from tools.demo_runs import LABELS, ROOT, TASKS, chosen_tasks, common_words, train_all, values_text
+from tools.demo_runs import (
+    LABELS,
+    ROOT,
+    TASKS,
+    chosen_tasks,
+    common_words,
+    last_validation,
+    train_all,
+    values_text,
+)  # fmt: skip
 
 DOCS = ROOT / "docs"
 TITLE = "The curve over alpha, measured before"
@@ -49,12 +57,6 @@ def measure(name: str, task: dict[str, Any], seeds: Sequence[int], folder: Path,
     curves: Curves = {"seeds": list(seeds), "network": network, "metric": metric, "baseline": baseline}
     curves["without"] = values[baseline]
     return curves | {mask: {f"{alpha:g}": values[f"{mask} {alpha:g}"] for alpha in alphas} for mask in STYLES}
-
-
-def last_validation(run: Path, metric: str) -> float:
-    """A metric on the validation split after the last epoch."""
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
-    return float(rows[-1][metric])
 
 
 def data_file(task: dict[str, Any]) -> Path:

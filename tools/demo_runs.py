@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from provscale.errors import UserError
+from provscale.tracking.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "configs" / "demo_tasks.yaml"
@@ -110,6 +111,12 @@ def cpu_seconds(run: Path) -> float:
 def summary(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return content
+
+
+def last_validation(run: Path, metric: str) -> float:
+    """A metric on the validation split after the last epoch."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
+    return float(rows[-1][metric])
 
 
 def values_text(values: Sequence[float], digits: int = 1) -> str:

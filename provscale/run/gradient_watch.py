@@ -66,8 +66,8 @@ class GradientWatch:
         """Whether the coming step is an epoch's first that may be guided."""
         if not (self.config.tracking.gradients and self.config.guidance.alpha):
             return False
-        guided = (step for step in range(self.steps_per_epoch) if self.guides(epoch, step))
-        return self.progress.step % self.steps_per_epoch == next(guided, None)
+        here = self.progress.step % self.steps_per_epoch
+        return self.guides(epoch, here) and not any(self.guides(epoch, step) for step in range(here))
 
     def log(self, sample: Sample, epoch: int) -> None:
         """Writes how long both gradients are: at a ratio of 0.01 guidance is asleep, at 10 it drowns the task."""

@@ -14,13 +14,10 @@ from torch import Tensor, nn
 
 from provscale.engine import check_supported
 from provscale.errors import UserError
-from provscale.guidance.self_check import (
-    plain_gradients,
-)
+from provscale.guidance.self_check import plain_gradients
 from provscale.guidance.step import GuidedStep
 
 
-# ---- networks ----------------------------------------------------------------------------------------------------
 class NoDoubleBackward(torch.autograd.Function):
     """A compiled operation's way: its backward raises when it is itself to be differentiated."""
 
