@@ -30,7 +30,7 @@ class GuidanceOptions:
             cuda_graph in training on a GPU, if it can be (not with split_batch, recomputed activations, ZeRO-3 or
             FSDP2), else eager.
         mask: provenance (the method), or an ablation: random (the mask moved to a random place), independent (a new
-            one of the same area) or none.
+            one of the same area), complement (1 - M) or none.
         dilation: ablation (the paper's): percent of its area by which the region M = 1 of every synthetic sample grows,
             mixed ones too; below 0 it shrinks. 0 = as it is. Edits' masks are made with a margin by
             `synthesis.options.dilate`, which is a radius; both may be set, then this comes second.
@@ -51,7 +51,7 @@ class GuidanceOptions:
     score: str = "logit"
     measure: str = "energy"
     executor: str = "auto"
-    mask: Literal["provenance", "random", "independent", "none"] = "provenance"
+    mask: Literal["provenance", "random", "independent", "complement", "none"] = "provenance"
     dilation: float = 0.0
     reduction: Literal["sum", "mean"] = "sum"
     every: int = 1

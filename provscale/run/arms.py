@@ -13,6 +13,7 @@ CONTROLS = {
     "provenance": "guided",
     "random": "control with random masks",
     "independent": "control with independent masks",
+    "complement": "control with complementary masks",
     "none": "control without masks",
 }
 

@@ -7,6 +7,8 @@ a box that wraps around ends in two or four parts, and a large one still covers 
 `independent`: a new mask that knows nothing of the own one but how many elements have which value (`independent_mask`).
 With the area kept, a mask of share s agrees with the true one on s^2 + (1 - s)^2 of the elements on average, which is
 2/3 over uniform s: both are mild controls for mixing, where chance alone is right that often.
+
+`complement`, which the paper has not, is wrong everywhere (`complement_mask`): the strictest control.
 """
 
 from __future__ import annotations
@@ -62,6 +64,13 @@ def independent_mask(sample: Sample, key: Key) -> Sample:
     return replace(sample, provenance_mask=new.view_as(mask))
 
 
+def complement_mask(sample: Sample, key: Key) -> Sample:
+    """Turns each synthetic sample's mask round, 1 - M: what is the target's is called the other's. `key` is unused."""
+    synthetic = sample.is_synthetic.view(-1, *[1] * (sample.provenance_mask.dim() - 1))
+    mask = torch.where(synthetic, 1 - sample.provenance_mask, sample.provenance_mask)
+    return replace(sample, provenance_mask=mask)
+
+
 def dilated_mask(sample: Sample, percent: float) -> Sample:
     """Grows each synthetic sample's region M = 1 by `percent` of its area, or shrinks it if that is below 0.
 
@@ -81,7 +90,11 @@ def dilated_mask(sample: Sample, percent: float) -> Sample:
     return replace(sample, provenance_mask=torch.from_numpy(masks).to(sample.provenance_mask.device))
 
 
-REPLACED: dict[str, Callable[[Sample, Key], Sample]] = {"random": random_mask, "independent": independent_mask}
+REPLACED: dict[str, Callable[[Sample, Key], Sample]] = {
+    "random": random_mask,
+    "independent": independent_mask,
+    "complement": complement_mask,
+}
 """What `guidance.mask` makes of a synthetic batch before the step."""
 
 

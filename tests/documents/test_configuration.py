@@ -31,7 +31,7 @@ def test_every_key_and_part_is_there() -> None:
         "| `train.max_steps` | an integer: at least 1, or null | `null` | stop after so many optimizer steps; "
         "the schedule ends there too. null = no limit. |",
         "| `data.options.jpeg_quality` | an integer: 1 to 100, or null | `null` |",
-        "| `guidance.mask` | one of provenance, random, independent, none | `provenance` |",
+        "| `guidance.mask` | one of provenance, random, independent, complement, none | `provenance` |",
     ],
 )
 def test_ranges_are_those_of_the_checks(row: str) -> None:

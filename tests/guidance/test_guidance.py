@@ -254,7 +254,10 @@ def test_derivatives_of_the_loss_by_finite_differences() -> None:
     ("settings", "message"),
     [
         ({"reduction": "average"}, "guidance.reduction: is 'average', must be one of: sum, mean"),
-        ({"mask": "nome"}, "guidance.mask: is 'nome', must be one of: provenance, random, independent, none"),
+        (
+            {"mask": "nome"},
+            "guidance.mask: is 'nome', must be one of: provenance, random, independent, complement, none",
+        ),
         ({"precision": "fp16"}, "train.precision: is 'fp16', must be one of: no, bf16"),
         ({"alpha": -0.1}, "guidance.alpha: is -0.1, must be 0 or more"),
         ({"alpha": float("nan")}, "guidance.alpha: is nan"),

@@ -14,7 +14,7 @@ from provscale.errors import UserError
 from provscale.guidance.options import GuidanceOptions
 from provscale.sample import Sample
 from provscale.synthesis import CutMix
-from provscale.synthesis.ablation import ablated, dilated_mask, independent_mask
+from provscale.synthesis.ablation import ablated, complement_mask, dilated_mask, independent_mask
 
 KEY = (7, 3)
 
@@ -51,6 +51,14 @@ def test_independent_mask_depends_on_key_and_index_only() -> None:
     rows = torch.tensor([5, 2, 30])
     assert torch.equal(independent_mask(sample[rows], KEY).provenance_mask, whole[rows])
     assert not torch.equal(independent_mask(sample, (7, 4)).provenance_mask, whole)
+
+
+def test_complementary_mask_of_synthetic_samples_only() -> None:
+    sample = mixed()
+    sample.is_synthetic[::2] = False
+    found = complement_mask(sample, KEY).provenance_mask
+    assert torch.equal(found[1::2], 1 - sample.provenance_mask[1::2])
+    assert torch.equal(found[::2], sample.provenance_mask[::2])
 
 
 def test_independent_mask_of_a_skeleton() -> None:
