@@ -77,9 +77,14 @@ class BenchmarkStep(GuidedStep):
 
 # ---- the processes of one engine ---------------------------------------------------------------------------------
 class Server:
-    """One process of an engine: builds what a case needs, then runs the steps it is told to."""
+    """One process of an engine: builds what a case needs, then runs the steps it is told to.
 
-    def __init__(self) -> None:
+    Args:
+        rate: learning rate of the steps.
+    """
+
+    def __init__(self, rate: float = 1e-4) -> None:
+        self.rate = rate
         self.engine: Engine | None = None
         self.step: Any = None
 
@@ -99,7 +104,7 @@ class Server:
         self.step = BenchmarkStep(build(case), ALPHA, precision=precision)
         # Eager as well, with which the others are compared.
         self.executors = {name: EXECUTORS[name]() for name in {"eager", executor}}
-        engine.prepare(self.step, torch.optim.SGD(self.step.parameters(), lr=1e-4, momentum=0.9))
+        engine.prepare(self.step, torch.optim.SGD(self.step.parameters(), lr=self.rate, momentum=0.9))
         engine.prepared.train()
         share = case.batch // engine.world_size
         sample = make_sample(case, label, engine.device)
@@ -160,10 +165,9 @@ class Server:
         return f"wrong by {difference:.0%}" if difference > WRONG else ""
 
 
-def serve(port: int) -> None:
-    """Answers `EngineProcesses` until it says stop."""
+def serve(port: int, server: Any) -> None:
+    """Answers `EngineProcesses`, which names a method of `server` and its arguments, until it says stop."""
     torch.set_num_threads(1)
-    server = Server()
     with Client(("localhost", port), authkey=bytes.fromhex(os.environ["BENCHMARK_KEY"])) as connection:
         while (message := connection.recv()) is not None:
             name, *arguments = message
@@ -179,11 +183,16 @@ def serve(port: int) -> None:
 class EngineProcesses:
     """The processes of one engine, started and waiting for `call`. To be used in a `with` statement.
 
+    Args:
+        name: one of `ENGINES`.
+        on_cuda: a process for each GPU; else two.
+        words: module that the processes run, and its arguments after the port.
+
     Raises:
         UserError: they did not start, or an error ended them.
     """
 
-    def __init__(self, name: str, on_cuda: bool) -> None:
+    def __init__(self, name: str, on_cuda: bool, words: Sequence[str] = ("tools.benchmark.engines",)) -> None:
         self.name = name
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         key = secrets.token_bytes(16)
@@ -194,7 +203,7 @@ class EngineProcesses:
             self.size = torch.cuda.device_count() if on_cuda else 2
             launch = f"launch/{name}.yaml" if on_cuda else f"launch/cpu/{name}.yaml"
             command += ["-m", "accelerate.commands.launch", "--config_file", launch, "--num_processes", str(self.size)]
-        command += ["-m", "tools.benchmark.engines", str(self.listener.address[1])]
+        command += ["-m", words[0], str(self.listener.address[1]), *words[1:]]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "BENCHMARK_KEY": key.hex()}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
@@ -282,4 +291,4 @@ def run_case(
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), Server())
