@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from provscale.command_line import parse
 from provscale.errors import UserError
+from provscale.run.frozen_config import read_frozen, refuse_changes
 from provscale.tracking.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +76,16 @@ def train(task: str, arm: str, words: list[str], seed: int, folder: Path) -> Pat
 def launch(name: str, words: list[str], folder: Path) -> Path:
     """Trains (or resumes) a run in one process of one thread; returns its folder, beside which its log is.
 
-    Raises UserError when training fails, after printing what the run said last.
+    A finished run is left as it is. Raises UserError when that was another training than the words ask for, and when
+    training fails, after printing what the run said last.
     """
     run, log = folder / name, folder / f"{name}.log"
     command = [sys.executable, str(ROOT / "provscale" / "train.py"), *words]
     command += ["--run.dir", str(folder), "--run.name", name]
-    finished, spent = (run / "summary.json").exists(), cpu_seconds(run)
+    if (run / "summary.json").exists():
+        refuse_other_training(run, command[2:])
+        return run
+    spent = cpu_seconds(run)
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -88,13 +94,18 @@ def launch(name: str, words: list[str], folder: Path) -> Path:
         # Not process.wait(): this one also says what the process has used, apart from those beside it.
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if not finished and run.is_dir():
-        # The time of an interrupted run adds up; that of writing a finished one's summary again does not count.
+    if run.is_dir():
+        # The time of an interrupted run adds up.
         (run / "cpu_seconds").write_text(f"{spent + used.ru_utime + used.ru_stime:.2f}\n")
     if process.returncode:
         print("\n".join(log.read_text().splitlines()[-5:]), file=sys.stderr)
         raise UserError(f"training of {name} failed; its last lines are above, all of them in {log}")
     return run
+
+
+def refuse_other_training(run: Path, words: list[str]) -> None:
+    """Raises UserError where a finished run was started with another config than the command line says."""
+    refuse_changes(read_frozen(run / "config.yaml"), parse(words).to_dict(), run)
 
 
 def cpu_seconds(run: Path) -> float:

@@ -227,10 +227,47 @@ RULES: dict[str, Callable[[], Any]] = {
     "a recorded network that waits": recorded_network_that_waits,
 }
 
-TASKS: dict[str, Callable[[Any, Path], Any]] = {"train": train, "rules": rules}
+
+def compiled(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Kernels of a guided step, eager and compiled for CUDA, and what compiling it left in Inductor's cache.
+
+    Args:
+        case: fields of `tools.benchmark.cases.Case`, `label` and `precision`.
+    """
+    import time
+    import warnings
+
+    from provscale.guidance.step import GuidedStep
+    from tools.benchmark.cases import ALPHA, Case, build, make_sample
+
+    label, precision = case.pop("label"), case.pop("precision")
+    network = build(Case(**case)).cuda().train()
+    sample = make_sample(Case(**case), label, torch.device("cuda"))
+    found: dict[str, Any] = {}
+    for executor in ("eager", "compiled"):
+        step = GuidedStep(network, ALPHA, precision=precision, executor=executor)
+        started = time.perf_counter()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            step(sample)["loss"].backward()
+        found[f"{executor} seconds"] = time.perf_counter() - started
+        found[f"{executor} warnings"] = [str(line.message) for line in said if line.category is RuntimeWarning]
+        reset()
+        step(sample)["loss"].backward()
+        torch.cuda.synchronize()
+        found[f"{executor} kernels"] = counters().get("kernel", 0)
+    cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    binaries = {path.stem for path in cache.rglob("*.cubin")}
+    found |= {"cubins": len(binaries), "ptx": len({path.stem for path in cache.rglob("*.ptx")})}
+    found["architecture"] = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    return found
+
+
+TASKS: dict[str, Callable[[Any, Path], Any]] = {"train": train, "rules": rules, "compiled": compiled}
 
 if __name__ == "__main__":
-    values_mean_nothing()
+    if sys.argv[1] != "compiled":  # a compiler traces what this would replace
+        values_mean_nothing()
     made = Path(sys.argv[3])
     outcome = TASKS[sys.argv[1]](json.loads(sys.argv[2]), made)
     if int(os.environ.get("RANK", "0")) == 0:
