@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
             figures = map(values_text, values.values())
             rows.append([f"{name}, {LABELS[task['metric']]}", network, *figures, weights, *outcome(values)])
             print(f"\n{table(rows)}\n", flush=True)
-    if arguments.doc is not None:
-        update_document(arguments.doc, table(rows), "measured alpha rule")
+            if arguments.doc is not None:
+                update_document(arguments.doc, table(rows), "measured alpha rule")
 
 
 def main() -> int:
