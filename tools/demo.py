@@ -76,7 +76,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
         arms = [(arm, [*common_words(task), *words]) for arm, words in task["arms"].items()]
         runs = train_all(name, arms, arguments.seeds, arguments.dir, arguments.jobs)
         report = arguments.dir / f"demo-{name}.html"
-        curve = demo_curve.section(demo_curve.read(demo_curve.data_file(task))) if "curve" in task else ""
+        curve = demo_curve.section(demo_curve.read(demo_curve.data_file(task))) if demo_curve.measured(task) else ""
         write_report(report, [runs[arm][0] for arm in task["arms"]], curve)
         text = table(runs, task["metrics"], task.get("floor"), task.get("against"))
         if arguments.doc is not None:

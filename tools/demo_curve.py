@@ -63,6 +63,11 @@ def data_file(task: dict[str, Any]) -> Path:
     return DOCS / f"{task['curve']['name']}.json"
 
 
+def measured(task: dict[str, Any]) -> bool:
+    """Whether a task has a curve, and it has been measured."""
+    return "curve" in task and data_file(task).exists()
+
+
 def read(path: Path) -> Curves:
     """Raises UserError: no data yet."""
     if not path.exists():
