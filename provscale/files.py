@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,17 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a small text file so that it has either its old or its new content."""
     with written_aside(path) as aside:
         aside.write_text(text)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], rule: Sequence[str] = ()) -> str:
+    """A Markdown table without a newline at its end; the first row is the heading.
+
+    Args:
+        rule: what stands under the heading, a cell per column, such as `---:` for one aligned to the right.
+    """
+    heading, *lines = ["| " + " | ".join(row) + " |" for row in rows]
+    under = "| " + " | ".join(rule) + " |" if rule else "|" + "---|" * len(rows[0])
+    return "\n".join([heading.replace("|  |", "| |"), under, *lines])
 
 
 def update_document(path: Path, text: str, name: str = "measured") -> None:

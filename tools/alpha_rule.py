@@ -17,9 +17,8 @@ from typing import Any
 import yaml
 
 from provscale.errors import reported
-from provscale.files import update_document
+from provscale.files import markdown_table, update_document
 from provscale.tracking.metrics_file import read_metrics
-from tools.comparison import table
 from tools.demo_runs import LABELS, ROOT, common_words, last_validation, train_all, values_text
 
 TASKS = ROOT / "configs" / "alpha_tasks.yaml"
@@ -61,9 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
             weights = ", ".join(f"{weight_in(path):.2g}" for path in runs[RULE])
             figures = map(values_text, values.values())
             rows.append([f"{name}, {LABELS[task['metric']]}", network, *figures, weights, *outcome(values)])
-            print(f"\n{table(rows)}\n", flush=True)
+            print(f"\n{markdown_table(rows)}\n", flush=True)
             if arguments.doc is not None:
-                update_document(arguments.doc, table(rows), "measured alpha rule")
+                update_document(arguments.doc, markdown_table(rows), "measured alpha rule")
 
 
 def main() -> int:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from provscale.errors import reported
-from provscale.files import update_document
+from provscale.files import markdown_table, update_document
 from tools.benchmark.arms import costs
 from tools.demo_runs import LABELS, ROOT, Arm, common_words, last_validation, summary, train_all, values_text
 
@@ -41,12 +40,6 @@ def exploratory_arms(task: Task) -> list[Arm]:
     """The baseline, and every other arm at each of its alphas."""
     tried = [(name, alpha) for name, alphas in task["alphas"].items() for alpha in alphas]
     return [(f"{name} {alpha:g}", words_of(task, name, alpha)) for name, alpha in [(baseline(task), 0.0), *tried]]
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first row is the heading."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 Found = dict[str, dict[float, float]]
@@ -71,7 +64,7 @@ def alpha_table(task: Task, found: Found) -> str:
     rows = [["loss", f"alpha: {label}", "chosen"]]
     for name, alpha in chosen_alphas(found).items():
         rows.append([name, "; ".join(f"{tried:g}: {value:.1f}" for tried, value in found[name].items()), f"{alpha:g}"])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def comparison_table(task: Task, chosen: dict[str, float], runs: Runs, cost: dict[str, tuple[float, float]]) -> str:
@@ -87,7 +80,7 @@ def comparison_table(task: Task, chosen: dict[str, float], runs: Runs, cost: dic
         tested = [summary(run)["test"]["last"] for run in runs[arm]]
         figures = [values_text([found[metric] for found in tested]) for metric in metrics]
         rows.append([name, f"{alpha:g}", *figures, f"{cost[arm][0]:.2f}", f"{cost[arm][1]:.0f}"])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from provscale.errors import reported
-from provscale.files import update_document
+from provscale.files import markdown_table, update_document
 from provscale.run.report import write_report
 from tools import demo_curve
 from tools.demo_runs import (
@@ -41,10 +41,10 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None, agai
             evaluated often: it shows the epoch that validation chose, and the first metric on test then.
         against: an arm, from which the others' first metric on test then is subtracted, seed by seed.
     """
-    lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    rows = [["", *runs]]
 
     def row(label: str, cells: Iterable[object]) -> None:
-        lines.append(f"| {label} | " + " | ".join(map(str, cells)) + " |")
+        rows.append([label, *map(str, cells)])
 
     for metric in metrics:
         row(
@@ -54,7 +54,7 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None, agai
     if floor is not None:
         row("CPU time of the whole run, s", [values_text(list(map(cpu_seconds, arm)), 0) for arm in runs.values()])
         row("arithmetic of a step at the floor, plain steps", floor)
-        return "\n".join(lines)
+        return markdown_table(rows)
     row(
         "best epoch on validation", [", ".join(str(summary(run)["best_epoch"]) for run in arm) for arm in runs.values()]
     )
@@ -65,7 +65,7 @@ def table(runs: Runs, metrics: list[str], floor: list[float] | None = None, agai
             f"the same, minus {against}",
             ["" if arm == against else differences_text(best[against], best[arm]) for arm in runs],
         )
-    return "\n".join(lines)
+    return markdown_table(rows)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

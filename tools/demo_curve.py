@@ -22,7 +22,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from provscale.errors import UserError, reported
-from provscale.files import update_document, write_atomically
+from provscale.files import markdown_table, update_document, write_atomically
 from provscale.paper.alpha_curve import STYLES, draw_curves, picture
 from provscale.run.frozen_config import read_frozen
 from tools.demo_runs import (
@@ -78,13 +78,12 @@ def read(path: Path) -> Curves:
 
 def table(curves: Curves) -> str:
     """A Markdown table: rows of alpha, columns of masks, mean (each seed)."""
-    header = "| alpha | " + " | ".join(style["label"] for style in STYLES.values()) + " |"
-    lines = [header, "|---|---|---|---|"]
+    rows = [["alpha", *(style["label"] for style in STYLES.values())]]
     without = [values_text(curves["without"])] * len(STYLES)
-    lines.append(f"| 0 ({curves['baseline']}) | " + " | ".join(without) + " |")
+    rows.append([f"0 ({curves['baseline']})", *without])
     for alpha in curves["provenance"]:
-        lines.append(f"| {alpha} | " + " | ".join(values_text(curves[mask][alpha]) for mask in STYLES) + " |")
-    return "\n".join(lines)
+        rows.append([alpha, *(values_text(curves[mask][alpha]) for mask in STYLES)])
+    return markdown_table(rows)
 
 
 def draw(curves: Curves) -> Figure:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from provscale.errors import UserError
+from provscale.files import markdown_table
 from provscale.paper.experiments import NO_TABLE, Arm, Experiment, planned_config
 from provscale.run.arms import differences, value_text
 from provscale.run.finished_run import FinishedRun
@@ -203,8 +204,7 @@ def notes(results: Results) -> list[str]:
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
 def markdown(grid: Grid) -> str:
-    head, *rows = grid
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+    return markdown_table(grid, rule=["---"] * len(grid[0]))
 
 
 def latex(title: str, grid: Grid) -> str:

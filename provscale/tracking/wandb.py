@@ -54,6 +54,7 @@ class WandbTracker(Tracker):
         self.identity = identity.read_text().strip()
         os.environ.setdefault("WANDB_SILENT", "true")
         self.session = WandbSession(self.folder, run.step)
+        self.tested_step = self.session.tested_step
         self.start(mode)
         self.session.opened(Path(self.run.dir))
         for row in rows_after(self.session.first_step, run):
@@ -91,6 +92,11 @@ class WandbTracker(Tracker):
         self.run.define_metric("*", step_metric="global_step")
 
     def log(self, kind: str, row: dict[str, Any], step: int) -> None:
+        """Records a row; not the test rows that a finished run computes again when it is started again."""
+        if kind.startswith("test_"):
+            if step == self.session.tested_step:
+                return
+            self.tested_step = step
         self.run.log({**numbers(kind, row), "global_step": step})
 
     def images(self, name: str, images: list[NDArray[np.uint8]], captions: list[str], step: int) -> None:
@@ -113,7 +119,7 @@ class WandbTracker(Tracker):
             raise
         if failed:
             return
-        self.session.closed()
+        self.session.closed(self.tested_step)
         if self.run.offline:
             sessions = self.folder / "wandb" / "offline-run-*"
             console.print(f"W&B: recorded offline; with a login: wandb sync {sessions}", highlight=False)

@@ -24,16 +24,19 @@ class WandbSession:
 
     Attributes:
         first_step: rows after this step belong to this session; below `step` where a lost session is replaced.
+        tested_step: the step whose test rows W&B has, of this session or one before it; None for none.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "wandb_session.json"
         self.first_step = step
+        self.tested_step: int | None = None
         if self.path.exists():
             try:
                 before: dict[str, Any] = json.loads(self.path.read_text())
+                self.tested_step = before.get("tested_step")
                 lost, first = folder / "wandb" / str(before["folder"]), int(before["first_step"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):  # closed, or not ours
                 return
             if lost.name.startswith("offline-run-"):
                 shutil.rmtree(lost, ignore_errors=True)
@@ -41,9 +44,15 @@ class WandbSession:
 
     def opened(self, files: Path) -> None:
         """Notes where W&B records; `files` is the `dir` of its run, <session>/files."""
-        content = {"first_step": self.first_step, "folder": files.parent.name}
-        write_atomically(self.path, json.dumps(content) + "\n")
+        self.write({"first_step": self.first_step, "folder": files.parent.name, "tested_step": self.tested_step})
 
-    def closed(self) -> None:
-        """Everything is in W&B's own file: nothing to replace."""
-        self.path.unlink(missing_ok=True)
+    def closed(self, tested_step: int | None) -> None:
+        """Everything is in W&B's own file: nothing to replace.
+
+        Args:
+            tested_step: the step whose test rows are among it.
+        """
+        self.write({"tested_step": tested_step})
+
+    def write(self, content: dict[str, Any]) -> None:
+        write_atomically(self.path, json.dumps(content) + "\n")

@@ -45,9 +45,22 @@ def session_folder(run: Path, name: str) -> Path:
 def test_closed_session_stays(tmp_path: Path) -> None:
     first = WandbSession(tmp_path, 0)
     first.opened(session_folder(tmp_path, "offline-run-1-id"))
-    first.closed()
+    first.closed(None)
     assert WandbSession(tmp_path, 10).first_step == 10
     assert (tmp_path / "wandb" / "offline-run-1-id").exists()
+
+
+def test_a_session_knows_which_test_rows_are_recorded(tmp_path: Path) -> None:
+    """Also after a later session was lost, whose own end nobody saw."""
+    first = WandbSession(tmp_path, 0)
+    assert first.tested_step is None
+    first.opened(session_folder(tmp_path, "offline-run-1-id"))
+    first.closed(8)
+    again = WandbSession(tmp_path, 8)
+    assert again.tested_step == 8
+    again.opened(session_folder(tmp_path, "offline-run-2-id"))
+    assert WandbSession(tmp_path, 8).tested_step == 8
+    assert [path.name for path in (tmp_path / "wandb").iterdir()] == ["offline-run-1-id"]
 
 
 def test_lost_sessions_are_replaced(tmp_path: Path) -> None:

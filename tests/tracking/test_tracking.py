@@ -142,6 +142,9 @@ def test_what_is_sent_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     train(tmp_path, tracking__wandb="offline", run__group="demo", run__tags="[a, b]")
     assert recorder.arguments["id"] == identity
     assert recorder.arguments["resume"] == "allow"
+    # Started again when it had finished: its test rows are there once.
+    tested = [row["global_step"] for row in recorder.logged if "test_last/accuracy" in row]
+    assert tested == [8]
 
 
 @pytest.mark.usefixtures("no_login")

@@ -18,6 +18,7 @@ from pathlib import Path
 import timm
 from torch import nn
 
+from provscale.files import markdown_table
 from provscale.models import MODELS
 
 TABLE = r"\A(\|.*\n)*"  # a Markdown table at a text's beginning
@@ -158,8 +159,7 @@ def speedup(backbone: Backbone, engine: str, devices: int, machine: Machine) -> 
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table([header, *rows], rule=["---", *["---:"] * (len(header) - 1)])
 
 
 def volume_table(devices: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from provscale.files import markdown_table
+
 
 @dataclass
 class Timing:
@@ -87,12 +89,10 @@ def show(table: Sequence[Sequence[str]]) -> None:
 
 def markdown(table: Sequence[Sequence[str]], about: dict[str, Any]) -> str:
     """The same as Markdown, with a line about the machine."""
-    lines = ["| " + " | ".join(line) + " |" for line in table]
-    lines.insert(1, "|" + "---|" * len(table[0]))
     note = (
         f"{about['device']}, {about['threads']} thread(s), torch {about['torch']}, {about['date']}; {about['clock']}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([markdown_table(table), "", note])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
