@@ -56,7 +56,9 @@ class SATLocalization(Evaluator):
     """Reads what `maxboxacc` reads, and needs logits.
 
     `sat/gt_known`, `sat/top1`, `sat/top5`: images with an IoU of 0.5, with a right class besides. `sat/iou30`,
-    `sat/iou50` (= `sat/gt_known`), `sat/iou70` and their mean `sat/iou_mean`; `sat/threshold`. All at that threshold.
+    `sat/iou50` (= `sat/gt_known`), `sat/iou70` and their mean `sat/iou_mean`; `sat/threshold`. All at that threshold,
+    which SAT chooses on the very images it is evaluated on. On test the same figures besides at the threshold that
+    validation chose for the same weights, as `sat_at_validation_threshold/...`.
     """
 
     requires = frozenset({"score_map", "logits"})
@@ -87,7 +89,16 @@ class SATLocalization(Evaluator):
             raise UserError("sat_localization: no image was evaluated; check that the evaluation split is not empty")
         shares = np.sum([correct for correct, _ in parts], axis=0) * 100.0 / images
         best = int((shares[0] + shares[1]).argmax())
-        found = {f"sat/{name}": float(value) for name, value in zip(FIGURES, shares[:, best], strict=True)}
-        found["sat/iou50"] = found["sat/gt_known"]
-        found["sat/iou_mean"] = (found["sat/iou30"] + found["sat/iou50"] + found["sat/iou70"]) / 3
-        return found | {"sat/threshold": THRESHOLDS[best]}
+        found = named(shares[:, best], "sat") | {"sat/threshold": THRESHOLDS[best]}
+        if self.validation:
+            place = THRESHOLDS.index(self.validation["sat/threshold"])
+            found |= named(shares[:, place], "sat_at_validation_threshold")
+        return found
+
+
+def named(shares: NDArray[np.float64], prefix: str) -> dict[str, float]:
+    """The figures at one threshold; `shares` has those of `FIGURES`, percent."""
+    found = {f"{prefix}/{name}": float(value) for name, value in zip(FIGURES, shares, strict=True)}
+    found[f"{prefix}/iou50"] = found[f"{prefix}/gt_known"]
+    mean = (found[f"{prefix}/iou30"] + found[f"{prefix}/iou50"] + found[f"{prefix}/iou70"]) / 3
+    return found | {f"{prefix}/iou_mean": mean}

@@ -106,6 +106,13 @@ def test_sat_evaluator(data: tuple[Sample, dict[str, torch.Tensor]]) -> None:
     assert found["sat/iou_mean"] == pytest.approx(mean)
     assert found["sat/threshold"] == THRESHOLDS[best]
     assert found["sat/iou30"] > found["sat/iou70"] > 0
+    other = int(np.argmin(right["gt_known"] + right["top1"]))
+    evaluator.validation = {"sat/threshold": THRESHOLDS[other]}
+    carried = evaluator.compute()
+    assert {name: carried[name] for name in found} == found
+    for name, counts in right.items():
+        assert carried[f"sat_at_validation_threshold/{name}"] == pytest.approx(counts[other] * 100 / 12), name
+    assert carried["sat_at_validation_threshold/gt_known"] < carried["sat/gt_known"], "else nothing is tested"
     halves = [SATLocalization(CLASSES) for _ in range(2)]
     for half, rows in zip(halves, (slice(0, 5), slice(5, 12)), strict=True):
         half.accumulate(sample[rows], {name: value[rows] for name, value in outputs.items()})
