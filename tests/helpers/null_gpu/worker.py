@@ -232,17 +232,22 @@ def compiled(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Kernels of a guided step, eager and compiled for CUDA, and what compiling it left in Inductor's cache.
 
     Args:
-        case: fields of `tools.benchmark.cases.Case`, `label` and `precision`.
+        case: fields of `tools.benchmark.cases.Case`, whose backbone may be `small_cnn`, `label` and `precision`.
     """
     import time
     import warnings
+
+    from networks import CLASSES, small_cnn
 
     from provscale.guidance.step import GuidedStep
     from tools.benchmark.cases import ALPHA, Case, build, make_sample
 
     label, precision = case.pop("label"), case.pop("precision")
-    network = build(Case(**case)).cuda().train()
-    sample = make_sample(Case(**case), label, torch.device("cuda"))
+    small = case["backbone"] == "small_cnn"
+    network = (small_cnn() if small else build(Case(**case))).cuda().train()
+    sample = make_sample(Case(**case), label, torch.device("cpu"))
+    sample.targets %= CLASSES if small else sys.maxsize
+    sample = sample.to("cuda")
     found: dict[str, Any] = {}
     for executor in ("eager", "compiled"):
         step = GuidedStep(network, ALPHA, precision=precision, executor=executor)
