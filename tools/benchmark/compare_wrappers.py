@@ -84,6 +84,7 @@ def compare(case: Case, wrappers: Sequence[str], rounds: int) -> list[Found]:
                 processes = started(name, short)
                 row = Found(case.backbone, name, verdict(processes.call("change", case, "hard")[0], expected))
                 rows.append(row)
+                print(f"{case.backbone}, {name}: {row.numbers}", flush=True)
                 if not row.numbers.startswith("the same"):
                     continue
                 own.call("build", case, "hard")
