@@ -19,7 +19,7 @@ import yaml
 from provscale.errors import reported
 from provscale.files import markdown_table, update_document
 from provscale.tracking.metrics_file import read_metrics
-from tools.demo_runs import LABELS, ROOT, common_words, last_validation, train_all, values_text
+from tools.demo_runs import LABELS, ROOT, common_words, last_validation, runs_parser, train_all, values_text
 
 TASKS = ROOT / "configs" / "alpha_tasks.yaml"
 RULE = "rule"
@@ -66,9 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser = runs_parser(__doc__)
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured table is replaced")
     return reported(lambda: run(parser.parse_args()))
 

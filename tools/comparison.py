@@ -20,7 +20,17 @@ import yaml
 from provscale.errors import reported
 from provscale.files import markdown_table, update_document
 from tools.benchmark.arms import costs
-from tools.demo_runs import LABELS, ROOT, Arm, common_words, last_validation, summary, train_all, values_text
+from tools.demo_runs import (
+    LABELS,
+    ROOT,
+    Arm,
+    common_words,
+    last_validation,
+    runs_parser,
+    summary,
+    train_all,
+    values_text,
+)
 
 TASKS = ROOT / "configs" / "comparison_tasks.yaml"
 Runs = dict[str, list[Path]]
@@ -104,9 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser = runs_parser(__doc__)
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced")
     return reported(lambda: run(parser.parse_args()))
 

@@ -25,6 +25,7 @@ from tools.demo_runs import (
     common_words,
     cpu_seconds,
     differences_text,
+    runs_parser,
     summary,
     train_all,
     values_text,
@@ -86,12 +87,10 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser = runs_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds to train (default: 0)")
     parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML of tasks and arms (default: the demo's)")
     parser.add_argument("--task", help="one task of that file only (default: all)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured tables are replaced")
     arguments = parser.parse_args()
     return reported(lambda: run_demo(arguments))

@@ -12,7 +12,6 @@ and `alphas`. Values are those of the validation split in the last epoch: the te
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from tools.demo_runs import (
     chosen_tasks,
     common_words,
     last_validation,
+    runs_parser,
     train_all,
     values_text,
 )  # fmt: skip
@@ -100,10 +100,8 @@ def section(curves: Curves) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser = runs_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds to train (default: none, draw only)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML of tasks (default: the demo's)")
     parser.add_argument("--task", default="edits", help="the task (default: edits)")
     parser.add_argument("--doc", type=Path, default=DOCS / "demo.md", help="page of the table (default: docs/demo.md)")

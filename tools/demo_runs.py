@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -34,6 +35,14 @@ LABELS = {
 }
 Arm = tuple[str, list[str]]
 """Name of an arm, and its command line."""
+
+
+def runs_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a tool that trains runs; `--dir` and `--jobs` are for `train_all`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    return parser
 
 
 def chosen_tasks(file: Path, name: str | None) -> dict[str, Any]:

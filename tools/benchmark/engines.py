@@ -140,18 +140,21 @@ class Server:
             engine.update()
         engine.average_buffers()
 
+    def parameters(self) -> Tensor:
+        """All parameters of the network by name, float64 [number of values]."""
+        assert self.engine is not None
+        state = self.engine.network_state()
+        names = sorted(name for name, _ in self.step.network.named_parameters())
+        return torch.cat([state[name].flatten().double() for name in names])
+
     def change_of(self, arm: str, *arguments: Any) -> Tensor:
         """What one step of `arm` adds to all parameters of a fresh network, float64 [number of values]."""
         self.prepare(*arguments)
-        assert self.engine is not None
-        names = [name for name, _ in self.step.network.named_parameters()]
-        states = [self.engine.network_state()]
+        before = self.parameters()
         torch.manual_seed(1)
         self.step.choose(arm, self.executors)
         self.whole_step()
-        states.append(self.engine.network_state())
-        before, after = (torch.cat([state[name].flatten().double() for name in names]) for state in states)
-        return after - before
+        return self.parameters() - before
 
     def verdict(self, arm: str, case: Case, label: str, executor: str, precision: str) -> str:
         """Empty if one step of `arm` changes the weights as the eager step of its kind does, else what is wrong."""

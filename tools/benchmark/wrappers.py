@@ -8,9 +8,9 @@ wrapper's.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from provscale.sample import Sample
 from tools.benchmark.cases import Case, build, hand_loss, make_sample
 from tools.benchmark.engines import Server, serve
+from tools.benchmark.memory import resident
 
 STEPS = 3
 """Optimizer steps after which weights are compared: the second one sees what the first one left behind."""
@@ -132,18 +133,20 @@ def whole(parameter: Tensor) -> Tensor:
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().flatten().double()
 
 
-class Measured:
+class Measured(ABC):
     """What both kinds of process answer to `tools.benchmark.compare_wrappers`."""
 
+    @abstractmethod
     def build(self, case: Case, label: str) -> None:
-        raise NotImplementedError
+        """A fresh network with its optimizer and this process's share of the batch."""
 
+    @abstractmethod
     def whole_step(self) -> None:
-        raise NotImplementedError
+        """One optimizer step."""
 
+    @abstractmethod
     def parameters(self) -> Tensor:
-        """All parameters, float64 [number of values]; a collective operation where they are sharded."""
-        raise NotImplementedError
+        """All parameters by name, float64 [number of values]; a collective operation where they are sharded."""
 
     def seconds(self) -> float:
         """CPU seconds of one optimizer step."""
@@ -164,7 +167,7 @@ class Measured:
 
     def peak(self) -> float:
         """Peak of this process's resident memory so far, MiB."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return resident("VmHWM")
 
 
 class WrapperProcess(Measured):
@@ -212,10 +215,7 @@ class OwnProcess(Measured):
         self.server.whole_step()
 
     def parameters(self) -> Tensor:
-        assert self.server.engine is not None
-        names = [name for name, _ in self.server.step.network.named_parameters()]
-        state = self.server.engine.network_state()
-        return torch.cat([state[name].flatten().double() for name in sorted(names)])
+        return self.server.parameters()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from null_gpu import run_on_null_gpu
-from provscale.files import update_document
+from provscale.files import markdown_table, update_document
 from tools.benchmark.__main__ import chosen
 from tools.benchmark.cases import QUICK, Case
 
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured table is replaced")
     options = parser.parse_args(arguments)
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    rows = [list(HEADINGS)]
     for case in chosen(QUICK, options.backbones):
-        lines.append("| " + " | ".join(cells(case, options.label, options.precision)) + " |")
-        print(lines[-1], flush=True)
+        rows.append(cells(case, options.label, options.precision))
+        print(" | ".join(rows[-1]), flush=True)
     if options.doc is not None:
-        update_document(options.doc, "\n".join(lines), "measured compiled for CUDA")
+        update_document(options.doc, markdown_table(rows), "measured compiled for CUDA")
 
 
 if __name__ == "__main__":
