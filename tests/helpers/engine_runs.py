@@ -1,4 +1,4 @@
-"""Starts `engine_worker.py` under an engine, once a test session, for the tests that read what it left."""
+"""Starts `engine_worker.py` under an engine, once a process of pytest: what reads its results is in test_engines.py."""
 
 from __future__ import annotations
 
