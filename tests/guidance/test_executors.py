@@ -10,6 +10,7 @@ import torch
 from networks import as_float64, assert_rounds_alike
 from timm.layers import DropPath
 from torch import nn
+from torch._dynamo.utils import counters
 
 from provscale.errors import UserError
 from provscale.guidance.executors import EXECUTORS
@@ -256,21 +257,28 @@ def test_a_copied_step_records_its_own_network(maker):
 
 
 @pytest.mark.slow
-def test_inductor_compiles_the_step():
-    """With Inductor's own kernels, on a network small enough for its C++ compiler."""
+def test_inductor_compiles_the_step_once(tmp_path, monkeypatch):
+    """With Inductor's own kernels, on a network small enough for its C++ compiler. What it compiled is on disk, where
+    a second step (in life that of a run started again) finds it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.2), nn.Flatten(),
                             nn.Linear(400, CLASSES))  # fmt: skip
-    reference = GuidedStep(copy.deepcopy(network), 0.5)
-    step = GuidedStep(network, 0.5, executor="compiled")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="guidance.executor")
-        for seed in (1, 2):
-            for each in (reference, step):
-                each.zero_grad()
-                torch.manual_seed(seed)
-                each(random_sample(seed))["loss"].backward()
-            assert_equal_steps(step, reference, 1e-5)
+    found = []
+    for _ in range(2):
+        counters.clear()
+        reference = GuidedStep(copy.deepcopy(network), 0.5)
+        step = GuidedStep(copy.deepcopy(network), 0.5, executor="compiled")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="guidance.executor")
+            for seed in (1, 2):
+                for each in (reference, step):
+                    each.zero_grad()
+                    torch.manual_seed(seed)
+                    each(random_sample(seed))["loss"].backward()
+                assert_equal_steps(step, reference, 1e-5)
+        found.append({name: counters["aot_autograd"][f"autograd_cache_{name}"] for name in ("hit", "miss", "bypass")})
+    assert found == [{"hit": 0, "miss": 1, "bypass": 0}, {"hit": 1, "miss": 0, "bypass": 0}]
 
 
 def test_registered_names():

@@ -3,10 +3,13 @@
 `torch.compile` does not differentiate twice. So the step is traced first: `make_fx` runs it on tensors without data
 and writes down every operation of forward, input gradient and parameter gradient. What remains is a graph without
 autograd, which any first-order compiler accepts, and in which BatchNorm's double backward can be fused.
+
+What Inductor compiled stays on disk (`TORCHINDUCTOR_CACHE_DIR`): a run that is started again waits for the trace alone.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -39,6 +42,17 @@ def fix_shapes(network: nn.Module, executor: str) -> None:
         ask = getattr(module, "fix_shapes", None)
         if ask is not None:
             ask(executor)
+
+
+def compiler(backend: str) -> Callable[..., Callable[..., Any]]:
+    """From a graph and its inputs to a function. Inductor's keeps what it compiled on disk, for the next process."""
+    if backend == "inductor":
+        from torch._inductor import standalone_compile
+
+        return functools.partial(standalone_compile, dynamic_shapes="from_example_inputs")
+    from torch._dynamo import lookup_backend
+
+    return lookup_backend(backend)
 
 
 class TracedStep:
@@ -138,7 +152,6 @@ class CompiledExecutor:
         """Traces, compiles and tries one signature; None, after one warning, where that fails."""
         # The compiler is two thirds of what importing the package would load.
         import torch._inductor.config as inductor_config
-        from torch._dynamo import lookup_backend
 
         started = time.perf_counter()
         device = sample.inputs.device
@@ -147,7 +160,7 @@ class CompiledExecutor:
             traced = TracedStep(network, parameters, sample, objective, alpha)
             tensors = traced.tensors(step_arguments(sample, objective, alpha))
             with torch.no_grad(), inductor_config.patch(fallback_random=True):
-                function = lookup_backend(self.backend)(traced.graph, tensors)
+                function = compiler(self.backend)(traced.graph, tensors)
                 with state_preserved(network, device):
                     function(*tensors)
         except (UserError, torch.OutOfMemoryError):
