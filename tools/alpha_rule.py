@@ -2,8 +2,8 @@
 
 python -m tools.alpha_rule --doc docs/alpha.md    trains what is not trained yet, and writes them
 
-What is trained is in configs/alpha_tasks.yaml. All figures are of the validation split after the last epoch: the best
-fixed alpha is chosen on them, so the rule, whose ratio is given, has no part in that choice.
+What is trained is in configs/alpha_tasks.yaml: plans, tasks and networks. All figures are of the validation split after
+the last epoch: the best fixed alpha is chosen on them, so the rule, whose ratio is given, has no part in that choice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from provscale.errors import reported
+from provscale.errors import UserError, reported
 from provscale.files import markdown_table, update_document
 from provscale.tracking.metrics_file import read_metrics
 from tools.demo_runs import LABELS, ROOT, common_words, last_validation, runs_parser, train_all, values_text
@@ -48,11 +48,19 @@ def outcome(values: Values) -> tuple[str, str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    plan: dict[str, Any] = yaml.safe_load(TASKS.read_text())
+    content: dict[str, Any] = yaml.safe_load(TASKS.read_text())
+    for title in [arguments.plan] if arguments.plan else content["plans"]:
+        if title not in content["plans"]:
+            raise UserError(f"--plan: is '{title}', must be one of: {', '.join(content['plans'])} ({TASKS})")
+        compare(title, content["plans"][title], content["tasks"], arguments)
+
+
+def compare(title: str, plan: dict[str, Any], tasks: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """One plan's table, which grows with every network that has been trained."""
     arms = arms_of(plan["alphas"], plan["ratio"])
     labels = [f"alpha {arm}" for arm in arms if arm != RULE] + [f"{RULE}, {plan['ratio']:g}"]
     rows = [["task, metric", "network", *labels, "its weight", "best fixed alpha", "share of its gain"]]
-    for name, task in plan["tasks"].items():
+    for name, task in tasks.items():
         for network, words in task["networks"].items():
             each = [(arm, [*common_words(task), *words, *more]) for arm, more in arms.items()]
             runs = train_all(f"alpha-{name}-{network}", each, plan["seeds"], arguments.dir, arguments.jobs)
@@ -62,11 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append([f"{name}, {LABELS[task['metric']]}", network, *figures, weights, *outcome(values)])
             print(f"\n{markdown_table(rows)}\n", flush=True)
             if arguments.doc is not None:
-                update_document(arguments.doc, markdown_table(rows), "measured alpha rule")
+                update_document(arguments.doc, markdown_table(rows), f"measured {title}")
 
 
 def main() -> int:
     parser = runs_parser(__doc__)
+    parser.add_argument("--plan", help="one of the file's plans (default: all)")
     parser.add_argument("--doc", type=Path, help="Markdown file whose measured table is replaced")
     return reported(lambda: run(parser.parse_args()))
 
