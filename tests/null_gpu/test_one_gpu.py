@@ -42,10 +42,14 @@ OPTIONS = {
     "channels last": "--synthesis.name=cutmix --model.channels_last=true --train.precision=bf16",
     "vision transformer": "--synthesis.name=cutmix --model.name=test_vit --train.precision=bf16 "
     "--evaluation.metrics=[group_accuracy]",
+    "VGG16": "--synthesis.name=cutmix --model.name=vgg16_cam",
+    "DeiT-S": "--synthesis.name=cutmix --model.name=deit_small_sat --train.precision=bf16",
+    "ResNet-50": "--synthesis.name=edited --model.name=resnet50 --train.precision=bf16 --model.channels_last=true",
     "pictures": "--synthesis.name=cutmix --tracking.images=2",
     "baseline": "--synthesis.name=cutmix --guidance.alpha=0",
 }
-TEXTS = {"dropout": '{"drop_rate": 0.2, "drop_path_rate": 0.2}', "vision transformer": '{"img_size": 32}'}
+SIDE_32 = '{"img_size": 32}'
+TEXTS = {"dropout": '{"drop_rate": 0.2, "drop_path_rate": 0.2}', "vision transformer": SIDE_32, "DeiT-S": SIDE_32}
 EAGER_ONLY = {
     "recomputed activations": "--synthesis.name=cutmix --train.checkpoint_activations=true",
 }
